@@ -347,6 +347,14 @@ def init(seed: int) -> Tree:
     return {"g": g, "d": d, "ema": g, "g_opt": adam_init(g), "d_opt": adam_init(d), "key": key}
 
 
+def processes() -> mx.distributed.Group:
+    """The processes that mlx.launch started, or this one alone."""
+    hosts = os.environ.get("MLX_HOSTFILE")
+    if hosts and not Path(hosts).read_text().strip():  # how mlx.launch -n 1 says "alone"
+        del os.environ["MLX_HOSTFILE"]
+    return mx.distributed.init()
+
+
 def make_step(
     lr: float = LR,
     betas: tuple[float, float] = BETAS,
@@ -365,7 +373,7 @@ def make_step(
     and gradients and losses are averaged: every process returns the same state. B has to
     be a multiple of the number of processes.
     """
-    world = mx.distributed.init()
+    world = processes()
     d_value_and_grad, g_value_and_grad = mx.value_and_grad(d_loss), mx.value_and_grad(g_loss)
 
     def step(state: Tree, real: mx.array) -> tuple[Tree, tuple[mx.array, mx.array]]:
@@ -525,7 +533,7 @@ def train(
     for a checkpoint that is none, FloatingPointError at the first loss that is not finite,
     OSError where a file cannot be read or written.
     """
-    out, world = Path(out), mx.distributed.init()
+    out, world = Path(out), processes()
     path, data = out / CHECKPOINT, zlib.crc32(np.ascontiguousarray(images).data)
     state, options, log = begin(path, resume, options, data)
     epochs, batch_size, seed = options["epochs"], options["batch_size"], options["seed"]
@@ -565,15 +573,9 @@ def train(
                         )
                     now, at = time.perf_counter(), (epoch - 1) * steps + i
                     left = (now - begun) / (at - first * steps) * (epochs * steps - at)
-                    progress(
-                        epoch,
-                        epochs,
-                        i / steps,
-                        d_mean,
-                        g_mean,
-                        i * batch_size / (now - start),
-                        left,
-                    )
+                    speed = i * batch_size / (now - start)
+                    if world.rank() == 0:
+                        show(f"[{epoch}/{epochs}]", i / steps, d_mean, g_mean, speed, left)
             log.append((epoch, round(d_mean, 6), round(g_mean, 6), round(now - start, 2)))
             if world.rank() == 0:
                 save_grid(
@@ -589,20 +591,15 @@ def train(
     return state
 
 
-def progress(
-    epoch: int, epochs: int, share: float, d: float, g: float, speed: float, left: float
-) -> None:
+def show(epoch: str, share: float, d: float, g: float, speed: float, left: float) -> None:
     """A line that rewrites itself on a terminal, a line an epoch elsewhere."""
     line = f"Loss_D: {d:.4f}, Loss_G: {g:.4f}, {speed:.0f} images/s, "
     line += f"{left // 60:.0f}:{left % 60:02.0f} left"
     if sys.stdout.isatty():
-        print(
-            f"\r\033[KEpoch [{epoch}/{epochs}] {share:4.0%}, {line}",
-            end="\n" * (share == 1),
-            flush=True,
-        )
+        line = f"\r\033[KEpoch {epoch} {share:4.0%}, {line}"
+        print(line, end="\n" * (share == 1), flush=True)
     elif share == 1:
-        print(f"Epoch [{epoch}/{epochs}], {line}", flush=True)
+        print(f"Epoch {epoch}, {line}", flush=True)
 
 
 # -------------------------------------------------------------------- command line
@@ -610,7 +607,7 @@ def progress(
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"gan.py: {message}\n" if mx.distributed.init().rank() == 0 else "")
+        self.exit(2, f"gan.py: {message}\n" if processes().rank() == 0 else "")
 
 
 def number(kind: type, low: float, below: float, what: str) -> Callable[[str], Any]:
@@ -672,7 +669,7 @@ def main(argv: list[str] | None = None) -> int:
                     file=sys.stderr,
                 )
             train(load_for_all(args.data), out, args.resume, **options)
-        if mx.distributed.init().rank() == 0:
+        if processes().rank() == 0:
             print(f"{out / 'samples.png'} shows what G draws")
     except UsageError as error:
         parser.error(str(error))
@@ -693,7 +690,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_for_all(folder: str) -> np.ndarray:
     """load_mnist under mlx.launch: process 0 first, which may fetch, then the others."""
-    first = mx.distributed.init().rank() == 0
+    first = processes().rank() == 0
     problem: Exception | None = None
     try:
         images = load_mnist(folder) if first else None

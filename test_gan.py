@@ -1234,6 +1234,110 @@ def test_a_word_on_openblas(
 
 
 def launch(processes: int, *args: Any) -> subprocess.CompletedProcess[str]:
-    """gan.py under mlx.launch, on this machine."""
-    launcher = ["-m", "mlx._distributed_utils.launch", "-n", processes, "--backend", "ring", "--"]
-    return python(*launcher, sys.executable, HERE / "gan.py", *args)
+    """A command under mlx.launch, on this machine."""
+    launcher = "from mlx._distributed_utils.launch import main; main()"
+    options = ["-n", processes, "--backend", "ring", "--", sys.executable]
+    env = {**os.environ, "PYTHONPATH": str(HERE), "OPENBLAS_NUM_THREADS": "1"}
+    ours, theirs = os.pipe()  # an input that stays open: the launcher listens to it
+    try:
+        return python("-c", launcher, *options, *args, env=env, stdin=ours)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+SHARED = """
+import hashlib, json, sys
+import gan, test_gan
+import mlx.core as mx
+import numpy as np
+
+world, batch = gan.processes(), 32
+seen = {"sent": [], "drawn": [], "judged": []}
+all_sum = mx.distributed.all_sum
+
+def counted(x, **more):
+    seen["sent"].append(x.nbytes)
+    return all_sum(x, **more)
+
+def generator(params, z):
+    seen["drawn"].append(len(z))
+    return gan.generator(params, z)
+
+def discriminator(params, x):
+    seen["judged"].append(len(x))
+    return gan.discriminator(params, x)
+
+mx.distributed.all_sum = counted
+x, state, losses = test_gan.images(2000), gan.init(1), []
+step = gan.make_step(lr=1e-5, generator=generator, discriminator=discriminator)
+for i in range(200):
+    rows = np.random.default_rng(i).permutation(2000)[:batch]
+    state, loss = step(state, mx.array(x[rows]))
+    losses.append([v.item() for v in loss])
+flat = test_gan.flat(state)
+digest = hashlib.sha256(b"".join(v.tobytes() for v in flat.values())).hexdigest()
+path = f"{sys.argv[1]}/{world.size()}-{world.rank()}"
+np.savez(path, losses=losses, **{k: v for k, v in flat.items() if k[0] in "gde" and "opt" not in k})
+with open(path + ".json", "w") as file:
+    json.dump(seen | {"digest": digest}, file)
+"""
+
+
+def test_result_does_not_depend_on_processes(tmp_path: Path) -> None:
+    """200 steps by one process and by two: the same to rounding, with half the work each."""
+    (tmp_path / "shared.py").write_text(SHARED)
+    for n in (1, 2):
+        done = launch(n, tmp_path / "shared.py", tmp_path)
+        assert done.returncode == 0 and "WARN" not in done.stdout + done.stderr, done.stderr
+    names = ("1-0", "2-0", "2-1")
+    alone, first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in names)
+    one, two = (np.load(tmp_path / f"{n}.npz") for n in names[:2])
+    assert np.allclose(one["losses"], two["losses"], rtol=1e-3)
+    for name in one.files:
+        size = np.abs(one[name]).max()
+        assert np.abs(one[name] - two[name]).max() <= 1e-3 * size, name
+    assert first["digest"] == second["digest"]
+    assert set(alone["drawn"] + alone["judged"]) == {32}
+    assert set(first["drawn"] + first["judged"] + second["drawn"] + second["judged"]) == {16}
+    d, g = (sum(v.nbytes for v in flat(gan.init(0)[k]).values()) for k in "dg")
+    assert alone["sent"] == [] and first["sent"] == [d + 4, g + 4]  # gradients and a loss
+
+
+def test_command_line_under_mlx_launch(tmp_path: Path, data: Path, run: Path) -> None:
+    """Two processes print and write as one does; what they leave resumes under one."""
+    options = ("--data", data, "--batch-size", 32, "--out")
+    done = launch(2, HERE / "gan.py", *options, tmp_path / "out", "--epochs", 2)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and lines[2].endswith("samples.png shows what G draws")
+    assert np.allclose(
+        np.array(log(tmp_path / "out")[1], float), np.array(log(run)[1], float), rtol=0.01
+    )
+    assert command(*options, tmp_path / "out", "--resume", "--epochs", 3).returncode == 0
+    assert len(log(tmp_path / "out")) == 4
+    before = sorted(os.listdir(tmp_path))
+    bad = folder_of(tmp_path / "bad", b"nothing")
+    done = launch(2, HERE / "gan.py", "--data", bad, "--out", tmp_path / "new")
+    assert done.stderr.count("gan.py: ") == 1 and "Traceback" not in done.stderr
+    done = launch(2, HERE / "gan.py", "--data", data, "--batch-size", 33, "--out", tmp_path / "new")
+    assert done.stderr.count("gan.py: ") == 1 and "33 does not divide by 2" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "bad"])
+
+
+def test_one_of_two_processes_dies(tmp_path: Path, data: Path) -> None:
+    """The other ends too, rather than wait for ever, and the last checkpoint stays."""
+    code = (
+        "import gan, os, sys\n"
+        "finite, count = gan.finite, []\n"
+        "def third(tree):\n"
+        "    count.append(1)\n"
+        "    if len(count) == 3 and gan.processes().rank() == 1: os._exit(9)\n"
+        "    return finite(tree)\n"
+        "gan.finite = third\n"
+        f"sys.exit(gan.main(['--data', {str(data)!r}, '--out', {str(tmp_path)!r}]))\n"
+    )
+    (tmp_path / "code.py").write_text(code)
+    done = launch(2, tmp_path / "code.py")
+    assert "rank 1 exited with code 9" in done.stdout + done.stderr
+    assert 1 <= len(gan.load_with_info(tmp_path / gan.CHECKPOINT)[1]["log"]) <= 3
