@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "mlx[cpu]>=0.30.0; sys_platform == 'linux'",
-#     "mlx>=0.30.0; sys_platform != 'linux'",
+#     "mlx[cpu]>=0.32.0; sys_platform == 'linux'",
+#     "mlx>=0.32.0; sys_platform != 'linux'",
 #     "numpy>=1.26",
 # ]
 # ///
