@@ -14,9 +14,9 @@ an image; the discriminator D looks at an image and says how likely it is to be 
     min over G, max over D of   E[log D(x)] + E[log(1 - D(G(z)))]
 
 D learns to tell real from drawn, G learns to draw what D takes for real, and at the
-balance G draws what the data shows. That balance is famously hard to reach; this file
-reaches it with three choices, each named where it is made: He initialisation, an R1
-penalty on D, and samples drawn from a running average of G.
+balance G draws what the data shows. That balance is famously hard to reach. What reaches it
+here, each named where it is made: He's initialisation, the R1 penalty on D, Adam without
+momentum, and samples drawn from a running average of G. The README shows what each is worth.
 
 Everything is a function of its arguments: parameters are plain dicts of arrays, and
 training carries one tree, the state, from step to step. Run it: `python gan.py`.
@@ -69,7 +69,8 @@ Network: TypeAlias = Callable[[Tree, mx.array], mx.array]
 Step: TypeAlias = Callable[[Tree, mx.array], tuple[Tree, tuple[mx.array, mx.array]]]
 
 LATENT = 100  # numbers of noise that make one image
-EPOCHS, BATCH_SIZE, LR, BETAS, R1 = 45, 64, 7e-4, (0.0, 0.999), 0.3
+EPOCHS, BATCH_SIZE, LR, R1 = 45, 64, 7e-4, 0.3
+BETAS = 0.0, 0.999  # no momentum: it would carry a player past where the other has moved to
 
 # ---------------------------------------------------------------------------- data
 
@@ -149,8 +150,8 @@ def linear(layer: Tree, h: mx.array) -> mx.array:
     return h
 
 
-# A slope is constant wherever it is defined. Saying so (stop_gradient) keeps autodiff from
-# carrying zeros through the whole of D when R1 differentiates a second time.
+# Their slopes are constant wherever they are defined. Saying so (stop_gradient) keeps autodiff
+# from carrying zeros through the whole of D when R1 differentiates a second time.
 
 
 def relu(x: mx.array) -> mx.array:
@@ -284,7 +285,7 @@ def make_step(
     D moves first, then G against the D that has moved. Both see the same noise, so the
     compiler finds G's forward pass in both losses and computes it once. The average of G
     then follows it (Yazici et al. 2019), with the decay `ema` or, without one, with a decay
-    that grows so that the average spans about the last fifth of all steps (Karras et al. 2024).
+    that grows, so that it spans about the last fifth of all steps (Karras et al. 2024).
 
     Under mlx.launch each process takes its share of the rows of `real` and of the noise,
     and gradients and losses are averaged: every process returns the same state. B has to
@@ -294,6 +295,8 @@ def make_step(
     d_value_and_grad, g_value_and_grad = mx.value_and_grad(d_loss), mx.value_and_grad(g_loss)
 
     def step(state: Tree, real: mx.array) -> tuple[Tree, tuple[mx.array, mx.array]]:
+        if len(real) % world.size():
+            raise ValueError(f"{len(real)} images do not divide by {world.size()} processes")
         g, d = state["g"], state["d"]
         key, noise = mx.random.split(state["key"])
         z = mx.random.normal((len(real), LATENT), key=noise)
