@@ -1211,8 +1211,7 @@ def test_numbers_that_go_wrong(tmp_path: Path, data: Path) -> None:
     shutil.rmtree(out)
     gan.train(images(320), out, epochs=2, batch_size=32)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    broken = gan.load_with_info
-    state, info = broken(out / gan.CHECKPOINT)
+    state, info = gan.load_with_info(out / gan.CHECKPOINT)
     state["d_opt"]["v"] = tree_map(lambda v: v * 0 - 1, state["d_opt"]["v"])  # its root is not
     gan.save(out / gan.CHECKPOINT, state, **info)
     with pytest.raises(FloatingPointError, match="epoch 3.*keeps epoch 2"):
