@@ -1,7 +1,8 @@
 """Tests of gan.py: `python -m pytest`.
 
-And the README's measurements: `python test_gan.py CHECKPOINT [--data DIR]` draws 10,000
-samples and prints, with numpy alone, what needs no other network to judge them.
+And the README's measurements: `python test_gan.py FILE [--data DIR]` takes 10,000 samples, drawn
+from a checkpoint or saved as .npy, and prints, with numpy alone, what needs no other network to
+judge them.
 """
 
 from __future__ import annotations
@@ -1520,8 +1521,8 @@ def test_measurements() -> None:
 
 
 def measure() -> None:
-    parser = argparse.ArgumentParser(description="Measure 10,000 samples of a checkpoint.")
-    parser.add_argument("checkpoint", type=Path)
+    parser = argparse.ArgumentParser(description="Measure 10,000 samples.")
+    parser.add_argument("file", type=Path, help="a checkpoint to draw them from, or a .npy of them")
     parser.add_argument("--data", type=Path, default=Path("data"))
     args = parser.parse_args()
     train = (gan.load_mnist(args.data) + 1) / 2
@@ -1529,7 +1530,9 @@ def measure() -> None:
     labels = np.frombuffer(raw, np.uint8, offset=8)
     raw = mnist_file(args.data, TEST_IMAGES, TEST_SHA256, tens_in_wheel)
     test = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784) / 255
-    x = (gan.sample(gan.load(args.checkpoint)["ema"], key(0), 10_000) + 1) / 2
+    drawn = args.file.suffix == ".npy"
+    x = np.load(args.file) if drawn else gan.sample(gan.load(args.file)["ema"], key(0), 10_000)
+    x = (x + 1) / 2
     nats, error = parzen(x.astype(np.float64), train[-1000:].astype(np.float64), test)
     print(f"Parzen log-likelihood: {nats:.0f} +- {error:.0f} nats")
     share = shares(x, train, labels)
