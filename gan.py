@@ -544,7 +544,7 @@ def show(epoch: str, share: float, d: float, g: float, speed: float, left: float
     line += f"{left // 60:.0f}:{left % 60:02.0f} left"
     if sys.stdout.isatty():
         line = f"\r\033[KEpoch {epoch} {share:4.0%}, {line}"
-        print(line, end="\n" * (share == 1), flush=True)
+        print(line, end="\n" * (share == 1))
     elif share == 1:
         print(f"Epoch {epoch}, {line}", flush=True)
 
