@@ -920,13 +920,22 @@ def test_nothing_answers(tmp_path: Path, monkeypatch: Any) -> None:
 # ------------------------------------------------------------------------ command line
 
 
+def table(out: Path) -> list[list[str]]:
+    with open(out / "log.csv") as file:
+        return list(csv.reader(file))
+
+
 def log(out: Path) -> list[list[str]]:
     """log.csv without its times."""
-    with open(out / "log.csv") as file:
-        return [row[:3] for row in csv.reader(file)]
+    return [row[:3] for row in table(out)]
 
 
-def test_from_nothing_to_pictures(run: Path) -> None:
+def seconds(out: Path) -> list[float]:
+    """And its times alone."""
+    return [float(row[3]) for row in table(out)[1:]]
+
+
+def test_from_nothing_to_pictures(tmp_path: Path, run: Path) -> None:
     pictures = ["epoch_0001.png", "epoch_0002.png", "epoch_0003.png", "samples.png"]
     assert sorted(os.listdir(run)) == [
         "checkpoint.safetensors",
@@ -938,13 +947,12 @@ def test_from_nothing_to_pictures(run: Path) -> None:
     assert [grid.shape for grid in grids] == [(112, 112)] * 3 + [(280, 280)]
     assert not np.array_equal(grids[0], grids[1])
     state = gan.load(run / "checkpoint.safetensors")
-    gan.save_grid(run / "epoch_0003.png", gan.sample(state["ema"], key(0), 16), 4)
-    assert np.array_equal(decode_png((run / "epoch_0003.png").read_bytes()), grids[2])
-    gan.save_grid(run / "samples.png", gan.sample(state["ema"], key(1), 100))
-    assert np.array_equal(decode_png((run / "samples.png").read_bytes()), grids[3])
-    rows = log(run)
-    assert rows[0] == ["epoch", "d_loss", "g_loss"] and [r[0] for r in rows[1:]] == ["1", "2", "3"]
-    assert all(0 < float(v) < 20 for row in rows[1:] for v in row[1:])
+    for grid, seed, n, columns in ((grids[2], 0, 16, 4), (grids[3], 1, 100, 10)):
+        gan.save_grid(tmp_path / "a.png", gan.sample(state["ema"], key(seed), n), columns)
+        assert np.array_equal(decode_png((tmp_path / "a.png").read_bytes()), grid)
+    head, *losses = log(run)
+    assert head == ["epoch", "d_loss", "g_loss"] and [r[0] for r in losses] == ["1", "2", "3"]
+    assert all(0 < float(v) < 20 for row in losses for v in row[1:])
     lines = (run / "log.csv").read_text().splitlines()
     assert lines[0].endswith(",seconds")
     number = r"\d+\.\d{1,%d}"
@@ -955,9 +963,7 @@ def test_from_nothing_to_pictures(run: Path) -> None:
 def test_losses_are_the_mean_of_the_steps(tmp_path: Path) -> None:
     x, start = images(100), time.perf_counter()
     gan.train(x, tmp_path, epochs=1, batch_size=32, seed=7, lr=1e-4, r1=0.5, ema=0.5)
-    with open(tmp_path / "log.csv") as file:
-        seconds = float(list(csv.reader(file))[1][3])
-    assert 0 <= seconds <= time.perf_counter() - start
+    assert 0 <= seconds(tmp_path)[0] <= time.perf_counter() - start
     order = np.random.default_rng((7, 1)).permutation(100)[:96].reshape(3, 32)
     state, losses = gan.init(7), []
     for rows in order:
@@ -977,10 +983,8 @@ def test_lines_in_a_pipe(tmp_path: Path, data: Path) -> None:
         lines[1].endswith("0:00 left") and lines[2] == f"{tmp_path}/samples.png shows what G draws"
     )
     assert len(lines) == 3 and not done.stderr
-    with open(tmp_path / "log.csv") as file:
-        seconds = [float(row[3]) for row in list(csv.reader(file))[1:]]
     speeds = [float(re.findall(r"(\d+) images/s", line)[0]) for line in lines[:2]]
-    assert speeds == pytest.approx([320 / s for s in seconds], rel=0.05)
+    assert speeds == pytest.approx([320 / s for s in seconds(tmp_path)], rel=0.05)
 
 
 def test_the_line_itself(capsys: Any) -> None:
@@ -1003,11 +1007,11 @@ def test_speed_and_time_left(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(gan, "make_step", fake)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(gan, "show", lambda *line: shown.append(line))
-    gan.train(images(250), tmp_path, epochs=2, batch_size=1)
-    gan.train(images(250), tmp_path, resume=True, epochs=4)
+    gan.train(images(500), tmp_path, epochs=2, batch_size=2)
+    gan.train(images(500), tmp_path, resume=True, epochs=4)
     shares = [(0.4, 100), (0.8, 200), (1, 250)]
     assert shown == [
-        (f"[{epoch}/{last}]", share, 1, 2, 1, (last - epoch + 1) * 250 - done)
+        (f"[{epoch}/{last}]", share, 1, 2, 2, (last - epoch + 1) * 250 - done)
         for epoch, last in ((1, 2), (2, 2), (3, 4), (4, 4))
         for share, done in shares
     ]
@@ -1171,7 +1175,6 @@ def test_ends_of_ranges_are_taken() -> None:
     _, args = gan.parse_args(
         ["--epochs=1", "--batch-size=1", "--lr=5e-324", "--r1=0", "--ema=0", "--seed=0"]
     )
-    assert gan.parse_args([f"--seed={2**32 - 1}"])[1].seed == 2**32 - 1
     assert (args.epochs, args.batch_size, args.lr, args.r1, args.ema, args.seed) == (
         1,
         1,
@@ -1180,6 +1183,7 @@ def test_ends_of_ranges_are_taken() -> None:
         0,
         0,
     )
+    assert gan.parse_args([f"--seed={2**32 - 1}"])[1].seed == 2**32 - 1
     assert [gan.parse_args(["--sample", n])[1].sample for n in ("1", "100000")] == [1, 100_000]
     _, args = gan.parse_args([])
     assert (args.data, args.out, args.resume, args.sample) == ("data", "out", False, None)
