@@ -439,13 +439,13 @@ def train(
         info["epoch"] = epoch
         info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.2f}\n"
         if main:
-            speed, left = steps * batch_size / seconds, seconds * (epochs - epoch) / 60
-            line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
-            print(f"{line}, {speed:.0f} images/s, {left:.1f} min left", flush=True)
             samples = sample(state["ema"], mx.random.key(0), 16, generator)
             save_grid(out / f"epoch_{epoch:04d}.png", samples)
             save(out / CHECKPOINT, state, **info)
             write(out / "log.csv", info["log"].encode())
+            speed, left = steps * batch_size / seconds, seconds * (epochs - epoch) / 60
+            line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
+            print(f"{line}, {speed:.0f} images/s, {left:.1f} min left", flush=True)
     if main:
         save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, generator))
         print(f"finished: {info['epoch']} epochs, 100 samples in {out / 'samples.png'}", flush=True)
@@ -492,7 +492,8 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, FloatingPointError) as error:
         fail(error, status)
     except KeyboardInterrupt:
-        fail(f"stopped; --resume continues after the last epoch that is saved in {out}", 130)
+        saved = (out / CHECKPOINT).exists()
+        fail("stopped" + f"; --resume continues after the last epoch in {out}" * saved, 130)
 
 
 if __name__ == "__main__":
