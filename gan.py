@@ -456,7 +456,7 @@ def train(
 # -------------------------------------------------------------------- command line
 
 
-def fail(message: object, status: int = 1) -> None:
+def fail(message: object, status: int) -> None:
     """End with one line on standard error."""
     if not is_main():
         time.sleep(3)  # if the main process fails too, its end ends this one before it prints
