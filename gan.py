@@ -392,7 +392,7 @@ def begin(out: Path, resume: bool, given: dict, init=init, data=None) -> tuple[d
         if data not in (None, info["data"]):
             raise ValueError(f"the run in {out} was trained on other images")
         options |= given
-    if is_main() and (data is not None or not resume):  # fails here if `out` cannot be written
+    if is_main() and (data is not None or not resume):  # --sample leaves log.csv to a training
         write(out / "log.csv", info["log"].encode())
     return state, info
 
@@ -488,7 +488,7 @@ def main(argv: list[str] | None = None) -> None:
             save_grid(out / "digits.png", sample(state["ema"], mx.random.key(seed), n))
             print(f"{n} samples in {out / 'digits.png'}", flush=True)
         elif not n:
-            begin(out, args.resume, given)  # refuses before anything is fetched
+            begin(out, args.resume, given)  # finds what cannot be begun or written before a fetch
             train(load_mnist(args.data), out, args.resume, **given)
     except (OSError, ValueError, FloatingPointError, RuntimeError, MemoryError) as error:
         fail(error, status)
