@@ -548,7 +548,7 @@ def test_options(tmp_path):
         for value in (low, np.float64(high) if isinstance(low, float) else high):
             options = gan.check_options({name: value})
             assert options == {**defaults, name: value} and type(options[name]) in (int, float)
-        wrong += [(name, value, f"{name} must be") for value in (low - 1, high + 1)]
+        wrong += [(name, value, f"{name} must be") for value in (low - 1, high + 1, high * 1.1)]
     for refuses in (gan.make_step, partial(gan.train, images(64), tmp_path / "out")):
         for name, value, words in wrong:
             with pytest.raises(ValueError, match=words):
@@ -732,7 +732,7 @@ def test_sample_from_a_run(tmp_path, run, main):
     shutil.copytree(run, out := tmp_path / "out")
     (out / "log.csv").write_text("a training that goes on has written more")
     before, (state, _) = contents(out), gan.load(run / gan.CHECKPOINT)
-    for seed, n in ((0, 10), (1, 1)):
+    for seed, n in ((0, 1), (1, 10_000)):
         done = main("--sample", n, "--out", out, *["--seed", 1] * seed)
         assert done.stdout == f"{n} samples in {out}/digits.png\n" and not done.stderr
         gan.save_grid(tmp_path / "b.png", gan.sample(state["ema"], key(seed), n))
@@ -758,7 +758,8 @@ def test_interrupted(tmp_path, data, main, monkeypatch):
         assert child.stdout.readline().startswith("epoch 1/999")  # it comes when it is due
         child.send_signal(signal.SIGINT)
         assert child.stderr.read() == "gan.py: stopped; --resume continues the run\n"
-    assert child.returncode == 130 and gan.load(tmp_path / gan.CHECKPOINT)[1]["epoch"] >= 1
+    assert child.returncode == 130
+    assert 1 <= gan.load(tmp_path / gan.CHECKPOINT)[1]["epoch"] < 90  # a buffer holds a hundred
     monkeypatch.setattr(gan, "train", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     done = main("--data", data, "--out", tmp_path / "new")
     assert (done.returncode, done.stderr) == (130, "gan.py: stopped\n")
