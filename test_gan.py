@@ -129,7 +129,7 @@ def run(tmp_path_factory, data) -> Path:
 # ------------------------------------------------------------------------------- data
 
 
-GOOD, ZIPPED = idx(pixels(9)), gzip.compress(idx(pixels(9)))
+ZIPPED = gzip.compress(GOOD := idx(pixels(9)))
 
 
 @pytest.mark.parametrize("raw, ending", [(GOOD, ""), (ZIPPED, ".gz")])
