@@ -139,8 +139,8 @@ def train(run: str) -> None:
     checkpoint = RUNS / run / gan.CHECKPOINT
 
     def say(line: str, end: str = "\n") -> None:
-        if end == "\n":  # a line that the next one overwrites is for one run in a terminal
-            print(f"{run}: {line}", flush=True)
+        if end == "\n":  # not the lines that overwrite each other
+            print(f"{run}: {line}\n", end="", flush=True)
 
     gan.say = say
     for epochs in TRAININGS[name]:
