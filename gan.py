@@ -8,7 +8,7 @@
 
 Two networks are trained against each other (Goodfellow et al. 2014, arXiv 1406.2661). The
 generator G turns noise z into an image. The discriminator D turns an image x into a logit;
-D(x) = sigmoid(logit) is its probability that x is real. They play the game
+D(x) = sigmoid(logit) is the probability it gives to x being real. They play the game
 
     min over G, max over D of   E[log D(x)] + E[log(1 - D(G(z)))],   x from the data, z normal
 
@@ -16,15 +16,16 @@ At its equilibrium, G draws images distributed as the data. Plain gradient steps
 close. Four choices help, each explained where it is made: He initialisation, the R1 penalty on
 D, Adam without momentum, and a running average of G's weights to sample from.
 
-MLX for readers who know numpy: this file never changes an array in place. Evaluation is lazy:
-operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
-result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
-first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
-once for each shape and type of its arguments and then runs the optimised graph, so f must be
-pure. With `MLX_DISABLE_COMPILE=1 python gan.py`, `print` works in networks and step.
+MLX for readers who know numpy: arrays are never changed in place. Evaluation is lazy: operations
+build a graph, which runs when `mx.eval` or a conversion to numbers asks for a result.
+`mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's first
+argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f once
+for each shape and type of its arguments and then runs the graph, so f must be pure. With
+`MLX_DISABLE_COMPILE=1 python gan.py`, `print` in the networks and the step shows numbers.
 """
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import gzip
@@ -47,7 +48,7 @@ from pathlib import Path
 
 SLOW = ""  # why matrix products are slow, where they are
 if sys.platform == "linux":
-    # On Linux, importing this file loads OpenBLAS before MLX, in place of its slow reference BLAS;
+    # Importing this file on Linux loads OpenBLAS before MLX, in place of its slow reference BLAS;
     # keeps freed memory, whose return costs large convolutions a third of their time; and tells
     # MLX the name that MPI's library has under mpirun (libmpi.so itself is in a -dev package).
     if "mlx.core" in sys.modules:
@@ -64,7 +65,9 @@ if sys.platform == "linux":
 import mlx.core as mx
 import numpy as np
 from mlx.nn import average_gradients, relu, softplus
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
+
+world = mx.distributed.init  # world().rank() and .size(): this process among several, or 0 and 1
 
 # The options of a training run: default, lowest value, highest value, meaning
 OPTIONS = {
@@ -84,8 +87,7 @@ def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
     """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}.
 
     He initialisation (He et al. 2015, arXiv 1502.01852): weights are normal with variance
-    2 / in, so that signals keep their scale from one layer of ReLUs to the next.
-    """
+    2 / in, so that signals keep their scale from one layer of ReLUs to the next."""
     params = {}
     keys = mx.random.split(key, len(sizes) - 1)
     for i, (k, n_in, n_out) in enumerate(zip(keys, sizes, sizes[1:]), 1):
@@ -121,18 +123,16 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 
 
 # -------------------------------------------------------------------------- losses
-#
 # Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
 # softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
-# Argument 0 is what is trained: value_and_grad differentiates with respect to it alone.
+# Argument 0 is the network that is trained.
 def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
     """D's loss, a scalar, for parameters d and real and fake images, both (B, 784).
 
     The cross-entropy on real and fake images and the R1 penalty (Mescheder et al. 2018, arXiv
     1801.04406): r1 / 2 times the squared norm of the logit's gradient with respect to a real
     image, as a mean over the batch. It keeps D flat near the data, which helps the two networks
-    to converge instead of circling around the equilibrium.
-    """
+    to converge instead of circling around the equilibrium."""
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
         # A logit depends on its own image alone (no batch norm), so row i is image i's gradient.
@@ -159,8 +159,7 @@ def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, 
 
     m and v are running means of the gradient and of its square. They start at 0; dividing by
     1 - beta^t corrects this bias. Momentum averages gradients that were taken against older
-    opponents; with beta1 = 0, m is the gradient, and Adam is RMSProp with bias correction.
-    """
+    opponents; with beta1 = 0, m is the gradient, and Adam is RMSProp with bias correction."""
     t = state["t"] + 1
     m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads) if beta1 else grads
     v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
@@ -190,13 +189,11 @@ NETWORKS = (init, generator, discriminator)
 def make_step(networks=NETWORKS, **options):
     """The compiled step(state, real) -> (state, losses): real images (B, 784), losses of D and G.
 
-    Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong options.
-    """
+    Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong options."""
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, ema = (options[name] for name in ("lr", "beta1", "r1", "ema"))
-    world = mx.distributed.init()
-    mine = slice(world.rank(), None, world.size())  # the rows of this process: all, if it is alone
+    mine = slice(world().rank(), None, world().size())  # the rows of this process: all, if alone
     if SLOW and mx.default_device() == mx.cpu:
         warnings.warn(f"MLX is slow: {SLOW}", stacklevel=2)
 
@@ -209,7 +206,7 @@ def make_step(networks=NETWORKS, **options):
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
         # z only for speed: the compiler computes G(z) once. Several processes average losses
-        # and gradients, array by array, since MLX would rebuild the tree of a group by name.
+        # and gradients, array by array: MLX would rebuild the trees of larger groups by name.
         result = mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator)
         loss_d, grads = average_gradients(result, all_reduce_size=0)
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
@@ -254,14 +251,13 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
     each epoch the folder `out` has a picture of 16 samples, always of the same noise, a row in
     log.csv, and a checkpoint from which `resume` continues to the same result, bit for bit.
     Raises Refused for what does not fit, OSError for a file that cannot be read or written, and
-    FloatingPointError if an epoch ends with NaN or infinity, which is not saved.
-    """
+    FloatingPointError if an epoch ends with NaN or infinity, which is not saved."""
     out = Path(out)
-    state, info, images = begin(images, out, resume, networks, options)
-    batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
-    steps = len(images) // batch_size  # an epoch leaves out the rest, another one each time
-    step = make_step(networks, **info["options"])
     with lock(out):
+        state, info, images = begin(images, out, resume, networks, options)
+        batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
+        steps = len(images) // batch_size  # an epoch leaves out the rest, another one each time
+        step = make_step(networks, **info["options"])
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
             order = np.random.default_rng((seed, epoch)).permutation(len(images))
@@ -293,6 +289,7 @@ class Refused(ValueError):
 
 def check_options(given: dict) -> dict:
     """All OPTIONS, with the defaults of those not given. Raises Refused for a wrong one."""
+    options = {name: default for name, (default, *_) in OPTIONS.items()}
     for name, value in given.items():
         if name not in OPTIONS:
             raise Refused(f"there is no option {name}, only {', '.join(OPTIONS)}")
@@ -301,13 +298,36 @@ def check_options(given: dict) -> dict:
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
             what = "a whole number" if isinstance(default, int) else "a number"
             raise Refused(f"{name} must be {what} from {low} to {high}, not {value!r}")
-    return {name: type(x)(given.get(name, x)) for name, (x, *_) in OPTIONS.items()}
+        options[name] = type(default)(value)
+    return options
+
+
+@contextlib.contextmanager
+def lock(out: Path):
+    """Keep a second training out of the folder `out`. A crash leaves no lock behind."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        if world().rank() == 0:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise Refused(f"another training is running in {out}") from None
+    except OSError:
+        pass  # this file system has no locks
+    try:
+        yield
+    finally:
+        os.close(folder)
+        with contextlib.suppress(OSError):
+            out.rmdir()  # only an empty folder goes
 
 
 def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict, dict, mx.array]:
     """The state, info and images of a new or resumed run in `out`. Raises Refused, see `train`."""
     init, generator, discriminator = networks
     options = check_options(given)
+    mx.eval(mx.distributed.all_sum(mx.array(1)))  # process 0 may still write an earlier run
     if resume:
         state, info = load(out / CHECKPOINT, init)
         own = info["options"]
@@ -315,7 +335,7 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
             raise Refused(f"the run in {out} has {own}: resuming can change only epochs")
         own |= {name: options[name] for name in given}
     elif (out / CHECKPOINT).exists():
-        _, info = load(out / CHECKPOINT)
+        _, info = load(out / CHECKPOINT, init)
         run, more = f"run of {info['epoch']} epochs", ""
         if info["epoch"] >= info["options"]["epochs"]:
             run, more = f"finished {run}", f" --epochs {info['epoch'] + 15}"
@@ -323,73 +343,59 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
         raise Refused(f"{out} holds a {run}: {ways}")
     else:
         state = init(options["seed"])
-        log = "epoch,d_loss,g_loss,seconds\n"
-        info = {"options": options, "epoch": 0, "images_crc": None, "log": log}
-    images = mx.contiguous(mx.array(images() if callable(images) else images).astype(mx.float32))
+        info = {"options": options, "epoch": 0, "log": "epoch,d_loss,g_loss,seconds\n"}
+
+    images = images() if callable(images) else images
+    if not isinstance(images, mx.array):
+        images = mx.array(np.array(images, np.float32))
+    images = mx.contiguous(images.astype(mx.float32))
     side_of(images)
     low, high = mx.min(images).item(), mx.max(images).item()
     if not (low >= -1 and high <= 1):  # true for NaN as well
         raise Refused(f"images must have values in [-1, 1], not from {low:g} to {high:g}")
     if low >= 0:
         raise Refused("the images seem to be in [0, 1]: images * 2 - 1 are in [-1, 1]")
-    size, world = info["options"]["batch_size"], mx.distributed.init().size()
-    if size > len(images) or size % world:
-        raise Refused(f"batch_size must divide by {world} (processes) and be at most {len(images)}")
-    crc = zlib.crc32(images)  # a resumed run must go on with its own images
-    if info["images_crc"] not in (crc, None):
+    size = info["options"]["batch_size"]
+    if size > len(images) or size % world().size():
+        most = f"at most {len(images)} (images) and a multiple of {world().size()} (processes)"
+        raise Refused(f"batch_size must be {most}, not {size}")
+    crc = zlib.crc32(images)  # a run must go on with the images that it began with
+    if info.setdefault("images_crc", crc) != crc:
         raise Refused(f"the run in {out} was trained on other images: --data must name theirs")
-    info["images_crc"] = crc
+
     fake = sample(state["g"], state["key"], 2, generator)
     if fake.shape != (2, images.shape[1]):
         raise Refused(f"G draws two images as {fake.shape}, not as (2, {images.shape[1]})")
     logits = discriminator(state["d"], fake)
     if logits.shape != (2, 1):
         raise Refused(f"D judges two images by {logits.shape}, not by (2, 1)")
-    if len(tree_flatten(state, destination={})) < len(tree_flatten(state)):
-        raise Refused("two arrays of the state have the same keys, joined by dots")
-    g_size, d_size = (sum(p.size for _, p in tree_flatten(state[net])) for net in ("g", "d"))
+    g_size, d_size = (sum(p.size for p in flatten(state[net]).values()) for net in ("g", "d"))
     device = mx.default_device().type.name
     say(f"{device}: {len(images)} images, {g_size} parameters in G, {d_size} in D")
     return state, info, images
-
-
-def lock(out: Path):
-    """An open file in `out`, locked until it is closed or the process ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = open(out / ".lock", "w")  # noqa: SIM115 the caller closes it
-    try:
-        if rank() == 0:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Refused(f"another training is running in {out}") from None
-    return file
 
 
 # --------------------------------------------------------------- what a run writes
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"
 
 
-def rank() -> int:
-    """The number of this process. Of several, which mpirun starts, process 0 writes and prints."""
-    return mx.distributed.init().rank()
-
-
-def say(line: str, end: str = "\n") -> None:
-    if rank() == 0:
-        print(line, end=end, flush=True)
+def say(line: str) -> None:
+    if world().rank() == 0:
+        print(line, flush=True)
 
 
 def progress(batches, label: str):
     """Yield the batches; on a terminal, a line that the next one overwrites counts them."""
+    shown = sys.stdout.isatty() and world().size() == 1
     for i, rows in enumerate(batches):
-        if i % 10 == 0 and sys.stdout.isatty():
-            say(f"{label}: {i / len(batches):4.0%}", end="\r")
+        if shown and i % 10 == 0:
+            print(f"{label}: {i / len(batches):4.0%}", end="\r", flush=True)
         yield rows
 
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: under another name first, then renamed."""
-    if rank() > 0:
+    if world().rank() > 0:  # of several processes, process 0 writes and prints
         return
     part = path.with_name(f"{path.name}.part")
     try:
@@ -409,8 +415,8 @@ def save_grid(path: str | Path, images, columns: int | None = None) -> None:
     images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
     side = side_of(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
-    empty = -len(images) % columns
-    cells = np.pad(np.clip(images, -1, 1), ((0, empty), (0, 0)), constant_values=-1)
+    filled = ((0, -len(images) % columns), (0, 0))
+    cells = np.pad(np.clip(images, -1, 1), filled, constant_values=-1)
     grid = cells.reshape(-1, columns, side, side).swapaxes(1, 2).reshape(-1, columns * side)
     pixels = np.rint((grid + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
     lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # 0, for no filter, and a row of pixels
@@ -432,14 +438,15 @@ def side_of(images) -> int:
 def save(path: str | Path, tree, **info) -> None:
     """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError."""
     file = io.BytesIO()
-    arrays = tree_flatten(tree, destination={})
+    arrays = flatten(tree)
     mx.save_safetensors(file, arrays, {"gan.py": json.dumps([list(arrays), info])})
     write(Path(path), file.getvalue())
 
 
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote; the tree as `init` makes it, where that is given.
-    Raises Refused if there is no such file, or it is damaged or of other networks."""
+    """The tree and info that `save` wrote: with `init`, a training's, the state as init makes it;
+    without, dicts in the same order, and lists for keys that are numbers. Raises Refused if
+    there is no such file, or it is damaged or of other networks."""
     try:
         file = io.BytesIO(Path(path).read_bytes())
         arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
@@ -453,12 +460,19 @@ def load(path: str | Path, init=None) -> tuple[dict, dict]:
         raise Refused(f"cannot load {path}: it holds numbers that are not finite")
     if init is None:
         return tree_unflatten(arrays), info
-    tree = init(0)
-    expected = tree_flatten(tree, destination={})
-    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
+    state = init(0)
+    shapes, expected = ({k: v.shape for k, v in x.items()} for x in (arrays, flatten(state)))
+    if shapes != expected or "epoch" not in info:
         raise Refused(f"{path} is of other networks: change them back, or take another --out")
-    leaves = iter([arrays[name] for name in expected])
-    return tree_map(lambda _: next(leaves), tree), info
+    return tree_map_with_path(lambda name, _: arrays[name], state), info
+
+
+def flatten(tree) -> dict:
+    """The arrays of a tree by name. Raises Refused if two of them have the same."""
+    arrays = tree_flatten(tree, destination={})
+    if len(arrays) < len(tree_flatten(tree)):
+        raise Refused("two arrays have the same name, which is their keys joined by dots")
+    return arrays
 
 
 def finite(tree) -> bool:
@@ -480,11 +494,10 @@ def load_mnist(folder: str | Path = DATA) -> mx.array:
 
     Reads train-images-idx3-ubyte[.gz] in `folder`, where N other square images may stand in the
     same format, IDX. In the default folder, MNIST is fetched if it is missing. Raises OSError if
-    there is nothing to read, Refused for a file in another format.
-    """
+    there is nothing to read, Refused for a file in another format."""
     path, zipped = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
     if Path(folder) == DATA:
-        if rank() == 0 and not path.exists() and not zipped.exists():
+        if world().rank() == 0 and not path.exists() and not zipped.exists():
             write(path, fetch_mnist())
         mx.eval(mx.distributed.all_sum(mx.array(1)))  # the other processes wait for the file
     path = path if path.exists() else zipped
@@ -547,9 +560,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--sample", type=int, metavar="N", help="only draw N digits with that run, into digits.png")
     args = parser.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
-    out, n = args.out, args.sample
-    world = mx.distributed.init()
-    status = 2
+    out, n, status = args.out, args.sample, 2
+    world()
     try:
         seed = check_options(given)["seed"]
         if n is not None and not 1 <= n <= 10_000:
@@ -568,13 +580,13 @@ def main(argv: list[str] | None = None) -> None:
         more = "; --resume continues the run" if not n and (out / CHECKPOINT).exists() else ""
         message, status = f"gan.py: stopped{more}", 130
     except Exception:  # a bug
-        if world.size() == 1:
+        if world().size() == 1:
             raise
         message = traceback.format_exc()
-    if world.rank() > 0:
+    if world().rank() > 0:
         time.sleep(3)  # if process 0 has the same to say, it speaks first and ends this one
     print(message, file=sys.stderr, flush=True)
-    if world.size() > 1:
+    if world().size() > 1:
         os._exit(status)  # a regular exit would wait for processes that wait for this one
     sys.exit(status)
 
