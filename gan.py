@@ -192,7 +192,7 @@ def make_step(networks=NETWORKS, **options):
     Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong options."""
     _, generator, discriminator = networks
     options = check_options(options)
-    lr, beta1, r1, ema = (options[name] for name in ("lr", "beta1", "r1", "ema"))
+    lr, beta1, r1, span = (options[name] for name in ("lr", "beta1", "r1", "ema"))
     mine = slice(world().rank(), None, world().size())  # the rows of this process: all, if alone
     if SLOW and mx.default_device() == mx.cpu:
         warnings.warn(f"MLX is slow: {SLOW}", stacklevel=2)
@@ -217,8 +217,8 @@ def make_step(networks=NETWORKS, **options):
 
         # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
         # 2019, arXiv 1806.04498). The window grows with the run (similar to Karras et al. 2024,
-        # arXiv 2312.02696): with ema = 0.2, two thirds of the weight lie on the last fifth.
-        decay = ema * g_opt["t"] / (1 + ema * g_opt["t"])
+        # arXiv 2312.02696): with a span of 0.2, two thirds of the weight lie on the last fifth.
+        decay = span * g_opt["t"] / (1 + span * g_opt["t"])
         mean = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
         state = {"g": g, "d": d, "ema": mean, "g_opt": g_opt, "d_opt": d_opt, "key": key}
         return state, mx.stack([loss_d, loss_g])
@@ -253,6 +253,7 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
     Raises Refused for what does not fit, OSError for a file that cannot be read or written, and
     FloatingPointError if an epoch ends with NaN or infinity, which is not saved."""
     out = Path(out)
+    _, generator, _ = networks
     with lock(out):
         state, info, images = begin(images, out, resume, networks, options)
         batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
@@ -270,14 +271,14 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
 
             info["epoch"] = epoch
             info["log"] += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.4g}\n"
-            samples = sample(state["ema"], mx.random.key(0), 16, networks[1])
+            samples = sample(state["ema"], mx.random.key(0), 16, generator)
             save_grid(out / f"epoch_{epoch:04d}.png", samples)
             write(out / LOG, info["log"].encode())
             save(out / CHECKPOINT, state, **info)
             line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
             left = seconds * (epochs - epoch) / 60
             say(f"{line}, {steps * batch_size / seconds:.0f} images/s, {left:.1f} min left")
-        save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, networks[1]))
+        save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, generator))
         say(f"finished after epoch {info['epoch']}: 100 samples in {out / 'samples.png'}")
     return state
 
