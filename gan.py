@@ -205,14 +205,14 @@ def make_step(networks=NETWORKS, **options):
         fake = generator(g, z)
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
-        # z only for speed: the compiler computes G(z) once. Several processes average losses
-        # and gradients, array by array: MLX would rebuild the trees of larger groups by name.
+        # z only for speed: the compiler computes G(z) once. `average` is over the processes,
+        # and of the losses too, so that all report the same.
         result = mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator)
-        loss_d, grads = average_gradients(result, all_reduce_size=0)
+        loss_d, grads = average(result)
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
         result = mx.value_and_grad(g_loss)(g, d, z, generator, discriminator)
-        loss_g, grads = average_gradients(result, all_reduce_size=0)
+        loss_g, grads = average(result)
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
         # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
@@ -376,8 +376,13 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
     return state, info, images
 
 
-# --------------------------------------------------------------- what a run writes
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"
+# ----------------------------------------------------------------- several processes
+# mpirun and mlx.launch start several processes, which divide each batch and come to the same
+# state. Process 0 alone writes and prints.
+def average(tree):
+    """The mean of a tree of arrays over all processes."""
+    means = iter(average_gradients([leaf for _, leaf in tree_flatten(tree)]))
+    return tree_map(lambda _: next(means), tree)  # MLX itself would rebuild the tree by names
 
 
 def say(line: str) -> None:
@@ -394,9 +399,13 @@ def progress(batches, label: str):
         yield rows
 
 
+# --------------------------------------------------------------------------- files
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: under another name first, then renamed."""
-    if world().rank() > 0:  # of several processes, process 0 writes and prints
+    if world().rank() > 0:
         return
     part = path.with_name(f"{path.name}.part")
     try:
