@@ -110,14 +110,15 @@ def example(text: str) -> str:
 
 def arguments(name: str) -> dict:
     """Networks and options of a training, where an example has them from its call of gan.train."""
-    if name in ("conv", "framework", "classic"):
+    networks = {"networks": gan.NETWORKS}
+    if name in ("conv", "framework", "classic", "classic-he"):
         with mock.patch("gan.train") as train, mock.patch("gan.load_mnist"):
             exec(example('"conv"' if name == "conv" else '"collapse"'), {})  # noqa: S102
         found = train.call_args.kwargs
-        return {"networks": found["networks"]} if name == "framework" else found
-    options = {"no-r1": {"r1": 0}, "momentum": {"beta1": 0.5}}
-    options["classic-he"] = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
-    return {"networks": gan.NETWORKS} | options.get(name, {})
+        if name == "framework":
+            return {"networks": found["networks"]}
+        return found | networks if name == "classic-he" else found
+    return networks | {"no-r1": {"r1": 0}, "momentum": {"beta1": 0.5}}.get(name, {})
 
 
 def kept(run: str, epochs: int) -> Path:
