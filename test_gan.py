@@ -797,10 +797,10 @@ def test_command_line_under_mlx_launch(tmp_path, data):
 
 STUDENT = """
 import gan, mlx.core as mx
-def mistyped(layer, h):
+def linear(layer, h):
     last = mx.distributed.init().rank() == mx.distributed.init().size() - 1
-    return h @ layer["wieght" if last else "weight"] + layer["bias"]
-gan.linear = mistyped
+    return h @ (layer["weight"].T if last else layer["weight"]) + layer["bias"]
+gan.linear = linear
 gan.main()
 """
 
@@ -813,7 +813,7 @@ def test_bugs_show_where_they_are(tmp_path, data, by):
     (tmp_path / "student.py").write_text(STUDENT)
     done = launch(by, tmp_path / "student.py", "--data", data, "--out", tmp_path / "out")
     said = done.stdout + done.stderr
-    assert re.search(r'Traceback.*return h @ layer\["wieght".*KeyError', said, re.DOTALL), said
+    assert re.search(r"Traceback.*return h @ \(layer.*ValueError", said, re.DOTALL), said
     assert done.returncode == 1 or by == "mlx.launch"
 
 
