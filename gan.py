@@ -16,12 +16,13 @@ At its equilibrium, G draws images distributed as the data. Plain gradient steps
 close. Four choices help, each explained where it is made: He initialisation, the R1 penalty on
 D, Adam without momentum, and a running average of G's weights to sample from.
 
-MLX for readers who know numpy: arrays are never changed in place. Evaluation is lazy:
+MLX for readers who know numpy: this file never changes an array in place. Evaluation is lazy:
 operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
 result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
 first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
-once for each shape and type of its arguments and then runs the graph, so f must be pure. With
-`MLX_DISABLE_COMPILE=1 python gan.py`, `print` in the networks and the step shows numbers.
+once for each shape and type of its arguments and then runs the graph, so f must be pure: what
+it draws without a key, it draws once for all, and printing an array in it is an error, "eval
+... during function transformations". `MLX_DISABLE_COMPILE=1 python gan.py` lets it print.
 """
 
 import argparse
@@ -51,7 +52,7 @@ if sys.platform == "linux":
     # On Linux, importing this file loads OpenBLAS before MLX, which has a slow reference BLAS;
     # keeps freed memory, whose return costs large convolutions a third of their time; and tells
     # MLX the name of MPI's library under mpirun, since libmpi.so itself is in a -dev package.
-    if "mlx.core" in sys.modules:
+    if "mlx.core" in sys.modules and "mx" not in globals():  # "mx": this file is reloaded
         SLOW = "MLX was imported before gan: restart Python and import gan first"
     try:
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
@@ -67,7 +68,7 @@ import numpy as np
 from mlx.nn import average_gradients, relu, softplus
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-world = mx.distributed.init  # world().rank(), world().size(): the number of this process, of all
+world = mx.distributed.init  # world().rank() is this process's number of world().size() ones
 
 # The options of a training run: default, lowest value, highest value, meaning
 OPTIONS = {
@@ -101,7 +102,7 @@ def linear(layer: dict, h: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    # The slope is constant on each side of 0. Without stop_gradient, autodiff would compute
+    # The slope is constant on each side of 0. stop_gradient saves autodiff the computation of
     # its derivative, zero, when d_loss differentiates twice.
     return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))
 
@@ -189,7 +190,8 @@ NETWORKS = (init, generator, discriminator)
 def make_step(networks=NETWORKS, **options):
     """The compiled step(state, real) -> (state, losses), for real images (B, 784); losses (2,).
 
-    The losses are D's and G's. Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused."""
+    The losses are D's and G's. Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for
+    wrong ones, and at the first step for images of another shape than those that G draws."""
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, span = (options[name] for name in ("lr", "beta1", "r1", "ema"))
@@ -203,6 +205,8 @@ def make_step(networks=NETWORKS, **options):
         z = mx.random.normal((len(real), LATENT), key=z_key)
         real, z = real[mine], z[mine]
         fake = generator(g, z)
+        if fake.shape != real.shape:
+            raise Refused(f"the images are {real.shape}, but G draws {fake.shape}")
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
         # z only for speed: the compiler computes G(z) once. `average` is over the processes,
@@ -228,7 +232,7 @@ def make_step(networks=NETWORKS, **options):
 
 # ------------------------------------------------------------------------ training
 def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.array]:
-    """A step for each of the batches, rows of image numbers: the state and the mean losses."""
+    """Take a step for each of `batches`, rows of image numbers. Returns state and mean losses."""
     total = mx.zeros(2)
     for count, rows in enumerate(batches, 1):
         state, losses = step(state, images[rows])
@@ -365,11 +369,12 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
         raise Refused(f"the run in {out} was trained on other images: --data must name theirs")
 
     fake = sample(state["g"], state["key"], 2, generator)
-    if fake.shape != (2, images.shape[1]):
-        raise Refused(f"G draws two images as {fake.shape}, not as (2, {images.shape[1]})")
-    logits = discriminator(state["d"], fake)
-    if logits.shape != (2, 1):
-        raise Refused(f"D judges two images by {logits.shape}, not by (2, 1)")
+    shape = getattr(fake, "shape", None)  # None: a network without `return`, say
+    if shape != (2, images.shape[1]):
+        raise Refused(f"G draws two images as {shape}, not as (2, {images.shape[1]})")
+    shape = getattr(discriminator(state["d"], fake), "shape", None)
+    if shape != (2, 1):
+        raise Refused(f"D judges two images by {shape}, not by (2, 1)")
     g_size, d_size = (sum(p.size for p in flatten(state[net]).values()) for net in ("g", "d"))
     device = mx.default_device().type.name
     say(f"{device}: {len(images)} images, {g_size} parameters in G, {d_size} in D")
@@ -454,16 +459,17 @@ def save(path: str | Path, tree, **info) -> None:
 
 
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote: with `init`, those of a run, the tree as init makes
-    it; without, dicts in the same order, and lists for keys that are numbers. Raises Refused if
-    there is no such file, or it is damaged or of other networks."""
+    """The tree and info that `save` wrote. With `init`, it must be a run's, and its state comes
+    back as init makes it. Without, the tree has dicts with their keys in the order in which they
+    were saved, but lists in place of tuples and of dicts whose keys are numbers. Raises Refused
+    for a file that is missing, damaged or, with `init`, of other networks."""
     try:
         file = io.BytesIO(Path(path).read_bytes())
         arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
         names, info = json.loads(metadata["gan.py"])
         arrays = {name: arrays[name] for name in names}
     except FileNotFoundError:
-        raise Refused(f"there is no run in {Path(path).parent}") from None
+        raise Refused(f"there is no run in {Path(path).parent}, no {Path(path).name}") from None
     except Exception as error:  # noqa: BLE001 damaged files fail in many ways
         raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
     if not finite(arrays):
