@@ -18,7 +18,7 @@ download of gigabytes; its build for the CPU is enough.) WHAT, with the time on 
 
 runs       The trainings that the other parts read, in runs/ beside gan.py, one process per core.
            Finished ones are kept, stopped ones go on: after a change of gan.py or of the README's
-           examples, delete their folders. `runs NAME...` makes these alone. Two hours.
+           examples, delete their folders. `runs NAME...` makes these alone. An hour and a half.
 animation  epochs.gif and the other pictures of digits. Seconds.
 losses     losses.png, both losses by epoch. Seconds.
 table      The table of recipes, from 10,000 samples of each run: means over three seeds and,
