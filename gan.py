@@ -417,6 +417,7 @@ def write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:  # a full disk's own message does not name the file
