@@ -20,9 +20,8 @@ MLX for readers who know numpy: this file never changes an array in place. Evalu
 operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
 result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
 first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
-once for each shape and type of its arguments and then runs the graph, so f must be pure: what
-it draws without a key, it draws once for all, and printing an array in it is an error, "eval
-... during function transformations". `MLX_DISABLE_COMPILE=1 python gan.py` lets it print.
+once for each shape and type of its arguments and then runs the graph, so f must be pure, and
+to print an array in it is an error. `MLX_DISABLE_COMPILE=1 python gan.py` lets it print.
 """
 
 import argparse
@@ -34,7 +33,6 @@ import hashlib
 import io
 import json
 import math
-import numbers
 import os
 import struct
 import subprocess
@@ -81,6 +79,7 @@ OPTIONS = {
     "seed": (0, 0, 2**32 - 1, "seed of everything random"),
 }
 LATENT = 100  # the length of z
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 
 
 # ------------------------------------------------------------------------ networks
@@ -126,7 +125,6 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 # -------------------------------------------------------------------------- losses
 # Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
 # softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
-# Argument 0 is the network that is trained.
 def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
     """D's loss, a scalar, for parameters d and real and fake images, both (B, 784).
 
@@ -294,17 +292,15 @@ class Refused(ValueError):
 
 def check_options(given: dict) -> dict:
     """All OPTIONS, with the defaults of those not given. Raises Refused for a wrong one."""
-    options = {name: default for name, (default, *_) in OPTIONS.items()}
     for name, value in given.items():
         if name not in OPTIONS:
             raise Refused(f"there is no option {name}, only {', '.join(OPTIONS)}")
         default, low, high, _ = OPTIONS[name]
-        kind = numbers.Integral if isinstance(default, int) else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        kinds = (int, np.integer) if isinstance(default, int) else (int, float, np.number)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             what = "a whole number" if isinstance(default, int) else "a number"
             raise Refused(f"{name} must be {what} from {low} to {high}, not {value!r}")
-        options[name] = type(default)(value)
-    return options
+    return {name: type(x)(given.get(name, x)) for name, (x, *_) in OPTIONS.items()}
 
 
 @contextlib.contextmanager
@@ -313,14 +309,13 @@ def lock(out: Path):
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
-        if world().rank() == 0:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise Refused(f"another training is running in {out}") from None
-    except OSError:
-        pass  # this file system has no locks
-    try:
+        try:
+            if world().rank() == 0:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another training is running in {out}") from None
+        except OSError:
+            pass  # this file system has no locks
         yield
     finally:
         os.close(folder)
@@ -351,9 +346,8 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
         info = {"options": options, "epoch": 0, "log": "epoch,d_loss,g_loss,seconds\n"}
 
     images = images() if callable(images) else images
-    if not isinstance(images, mx.array):
-        images = mx.array(np.array(images, np.float32))
-    images = mx.contiguous(images.astype(mx.float32))
+    images = images if isinstance(images, mx.array) else np.array(images, np.float32)
+    images = mx.contiguous(mx.array(images).astype(mx.float32))
     side_of(images)
     low, high = mx.min(images).item(), mx.max(images).item()
     if not (low >= -1 and high <= 1):  # true for NaN as well
@@ -375,7 +369,7 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
     shape = getattr(discriminator(state["d"], fake), "shape", None)
     if shape != (2, 1):
         raise Refused(f"D judges two images by {shape}, not by (2, 1)")
-    g_size, d_size = (sum(p.size for p in flatten(state[net]).values()) for net in ("g", "d"))
+    g_size, d_size = (sum(p.size for _, p in tree_flatten(state[net])) for net in ("g", "d"))
     device = mx.default_device().type.name
     say(f"{device}: {len(images)} images, {g_size} parameters in G, {d_size} in D")
     return state, info, images
@@ -397,17 +391,13 @@ def say(line: str) -> None:
 
 def progress(batches, label: str):
     """Yield the batches; on a terminal, a line that the next one overwrites counts them."""
-    shown = sys.stdout.isatty() and world().size() == 1
     for i, rows in enumerate(batches):
-        if shown and i % 10 == 0:
+        if i % 10 == 0 and sys.stdout.isatty() and world().size() == 1:
             print(f"{label}: {i / len(batches):4.0%}", end="\r", flush=True)
         yield rows
 
 
 # --------------------------------------------------------------------------- files
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"
-
-
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: under another name first, then renamed."""
     if world().rank() > 0:
@@ -431,8 +421,7 @@ def save_grid(path: str | Path, images, columns: int | None = None) -> None:
     images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
     side = side_of(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
-    filled = ((0, -len(images) % columns), (0, 0))
-    cells = np.pad(np.clip(images, -1, 1), filled, constant_values=-1)
+    cells = np.pad(images.clip(-1, 1), ((0, -len(images) % columns), (0, 0)), constant_values=-1)
     grid = cells.reshape(-1, columns, side, side).swapaxes(1, 2).reshape(-1, columns * side)
     pixels = np.rint((grid + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
     lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # 0, for no filter, and a row of pixels
@@ -452,9 +441,12 @@ def side_of(images) -> int:
 
 
 def save(path: str | Path, tree, **info) -> None:
-    """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError."""
+    """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError, or Refused if two
+    arrays have the same name, their keys joined by dots."""
     file = io.BytesIO()
-    arrays = flatten(tree)
+    arrays = tree_flatten(tree, destination={})
+    if len(arrays) < len(tree_flatten(tree)):
+        raise Refused("two arrays have the same name, their keys joined by dots")
     mx.save_safetensors(file, arrays, {"gan.py": json.dumps([list(arrays), info])})
     write(Path(path), file.getvalue())
 
@@ -478,18 +470,10 @@ def load(path: str | Path, init=None) -> tuple[dict, dict]:
     if init is None:
         return tree_unflatten(arrays), info
     state = init(0)
-    shapes, expected = ({k: v.shape for k, v in x.items()} for x in (arrays, flatten(state)))
-    if shapes != expected or "epoch" not in info:
+    shapes = {name: array.shape for name, array in tree_flatten(state)}
+    if {k: v.shape for k, v in arrays.items()} != shapes or "epoch" not in info:
         raise Refused(f"{path} is of other networks: change them back, or take another --out")
     return tree_map_with_path(lambda name, _: arrays[name], state), info
-
-
-def flatten(tree) -> dict:
-    """The arrays of a tree by name. Raises Refused if two of them have the same."""
-    arrays = tree_flatten(tree, destination={})
-    if len(arrays) < len(tree_flatten(tree)):
-        raise Refused("two arrays have the same name, which is their keys joined by dots")
-    return arrays
 
 
 def finite(tree) -> bool:
