@@ -418,7 +418,8 @@ def test_options(tmp_path):
     assert gan.check_options({"lr": np.float32(0.5), "r1": 2})["lr"] == 0.5
     for refuses in (gan.make_step, partial(gan.train, images(64), tmp_path / "out")):
         for name, value in wrong:
-            words = rf"{name} must be .* from .*, not {re.escape(repr(value))}"
+            kind = "a whole number" if isinstance(defaults.get(name), int) else "a number"
+            words = rf"{name} must be {kind} from .*, not {re.escape(repr(value))}"
             with pytest.raises(gan.Refused, match=rf"{words}|no option epoch, only epochs"):
                 refuses(**{name: value})
     assert not list(tmp_path.iterdir())
