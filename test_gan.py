@@ -372,7 +372,7 @@ def test_resume_is_no_break(tmp_path, data, run, main, monkeypatch):
     flags = ("--data", data, "--out", tmp_path, "--batch-size", 32)
     main(*flags, "--epochs", 1)
     os.remove(tmp_path / gan.LOG)
-    monkeypatch.setattr(time, "perf_counter", count(0, 160).__next__)  # an epoch takes 160 seconds
+    monkeypatch.setattr(time, "perf_counter", count(90, 160).__next__)  # an epoch takes 160 seconds
     done = main(*flags, "--resume", "--epochs", 3)
     assert re.search("^epoch 2/3: .*, 2 images/s, 2.7 min left$", done.stdout, re.MULTILINE)
     assert same(*(gan.load(p / gan.CHECKPOINT)[0] for p in (run, tmp_path)))
