@@ -139,11 +139,8 @@ def train(run: str) -> None:
     images = partial(gan.load_mnist, FASHION if name == "fashion" else gan.DATA)
     checkpoint = RUNS / run / gan.CHECKPOINT
 
-    def say(line: str, end: str = "\n") -> None:
-        if end == "\n":  # not the lines that overwrite each other
-            print(f"{run}: {line}\n", end="", flush=True)
-
-    gan.say = say
+    gan.say = lambda line: print(f"{run}: {line}\n", end="", flush=True)
+    gan.progress = lambda batches, label: batches  # runs side by side share the terminal
     for epochs in TRAININGS[name]:
         if not kept(run, epochs).exists():
             options = arguments(name) | {"seed": int(seed), "epochs": epochs}
