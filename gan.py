@@ -1,7 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["mlx[cpu]>=0.32.0; sys_platform == 'linux'", "numpy>=1.26", "pip",
-#                 "mlx>=0.32.0; sys_platform != 'linux'"]
+# dependencies = ["mlx[cpu]>=0.32.0", "numpy>=1.26", "pip"]
 # ///
 # Copyright (c) 2026 the gan.py authors. MIT License: keep this line in copies.
 """A generative adversarial network (GAN) that draws digits, in MLX and in functional style.
