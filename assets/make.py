@@ -1,8 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "mlx[cpu]>=0.32.0; sys_platform == 'linux'",
-#     "mlx>=0.32.0; sys_platform != 'linux'",
+#     "mlx[cpu]>=0.32.0",
 #     "numpy>=1.26",
 #     "pip",
 #     "pillow>=10.1",
@@ -110,7 +109,7 @@ def example(text: str) -> str:
 
 def arguments(name: str) -> dict:
     """Networks and options of a training, where an example has them from its call of gan.train."""
-    networks = {"networks": gan.NETWORKS}
+    networks = {"networks": (gan.init, gan.generator, gan.discriminator)}
     if name in ("conv", "framework", "classic", "classic-he"):
         with mock.patch("gan.train") as train, mock.patch("gan.load_mnist"):
             exec(example('"conv"' if name == "conv" else '"collapse"'), {})  # noqa: S102
