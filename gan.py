@@ -15,11 +15,13 @@ At its equilibrium, G draws images distributed as the data (Goodfellow et al. 20
 R1 penalty on D, Adam without momentum, and a running average of G's weights to sample from.
 
 MLX for readers who know numpy: evaluation is lazy. Operations build a graph, which runs when
-`mx.eval` or a conversion to numbers asks for a result. `mx.value_and_grad(f)` is a function
-that returns f's value and its gradient for f's first argument, here a dict of arrays; the
-gradient is a dict like it. `mx.compile(f)` traces f once for each shape and type of its
-arguments and then runs the graph, so f must be pure, and to print an array in it is an error.
-`MLX_DISABLE_COMPILE=1 python gan.py` lets it print.
+`mx.eval` or a conversion to numbers asks for a result. Random functions take a key, and the
+same key gives the same numbers; `split` makes several keys of one. A tree is a dict, list or
+tuple of arrays or trees; `tree_map(f, tree)` applies f to each array. `mx.value_and_grad(f)`
+is a function that returns f's value and its gradient with respect to f's first argument, here
+a tree. `mx.compile(f)` traces f once for each shape and type of its arguments and then runs
+the graph. So f must be pure: no numpy, no change of an array in place, no `print` or `if` of
+an array's value. `MLX_DISABLE_COMPILE=1 python gan.py` lets networks print.
 """
 
 import argparse
@@ -45,9 +47,9 @@ from pathlib import Path
 
 SLOW = ""  # why matrix products are slow, where they are
 if sys.platform == "linux":
-    # On Linux, importing this file loads OpenBLAS before MLX, which has a slow reference BLAS;
-    # keeps freed memory, whose return costs large convolutions a third of their time; and
-    # tells MLX the name of MPI's library under mpirun: libmpi.so itself is in a -dev package.
+    # Not part of the GAN: on Linux, importing this file loads OpenBLAS before MLX, whose own
+    # BLAS is slow; keeps freed memory, whose return costs large convolutions a third of their
+    # time; and names MPI's library to MLX, since libmpi.so itself is in a -dev package.
     if "mlx.core" in sys.modules and "mx" not in globals():  # "mx": this file is reloaded
         SLOW = "MLX was imported before gan: restart Python and import gan first"
     try:
@@ -75,7 +77,7 @@ OPTIONS = {
     "seed": (0, 0, 2**32 - 1, "seed of everything random"),
 }
 LATENT = 100  # the length of z
-world = mx.distributed.init  # world().rank() is this process's number of world().size() ones
+world = mx.distributed.init  # world().rank() is the number of this process, of world().size()
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 
 
@@ -102,7 +104,7 @@ def leaky_relu(x: mx.array) -> mx.array:
 
 
 def generator(params: dict, z: mx.array) -> mx.array:
-    """Noise (B, 100) to images (B, 784) in [-1, 1]."""
+    """Noise (B, LATENT) to images (B, 784) in [-1, 1], for a batch of B."""
     h = relu(linear(params["fc1"], z))
     h = relu(linear(params["fc2"], h))
     h = relu(linear(params["fc3"], h))
@@ -119,12 +121,12 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 
 # -------------------------------------------------------------------------- losses
 # Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
-# softplus(-logit) and -log(1 - D(x)) is softplus(logit), also where D(x) rounds to 0 or 1.
+# softplus(-logit) and -log(1 - D(x)) is softplus(logit), exact where D(x) rounds to 0 or 1.
 def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
     """D's loss, a scalar, for parameters d and real and fake images, both (B, 784): the
     cross-entropy and the R1 penalty (Mescheder et al. 2018, arXiv 1801.04406), r1 / 2 times
     the squared norm of the logit's gradient with respect to a real image, as a mean over the
-    batch. R1 keeps D flat near the data, so that both networks converge and do not circle."""
+    batch. It keeps D flat near the data, which helps both to converge instead of circling."""
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
         # A logit depends on its own image alone (no batch norm): row i is image i's gradient.
@@ -134,7 +136,7 @@ def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
 
 
 def g_loss(g, d, z, generator=generator, discriminator=discriminator) -> mx.array:
-    """G's loss, a scalar, for noise (B, 100): the mean of -log D(G(z)), used instead of
+    """G's loss, a scalar, for noise (B, LATENT): the mean of -log D(G(z)), used instead of
     log(1 - D(G(z))), whose gradient vanishes where D is sure of a fake (Goodfellow et al.)."""
     return mx.mean(softplus(-discriminator(d, generator(g, z))))
 
@@ -175,9 +177,8 @@ def init(seed: int) -> dict:
 
 
 def make_step(networks=(init, generator, discriminator), **options):
-    """The compiled step(state, real) -> (state, losses), for real images (B, 784). The losses
-    (2,) are D's and G's. Of OPTIONS it uses lr, beta1, r1 and ema. Raises Refused for wrong
-    ones, and the step does where the shapes of images or logits do not fit."""
+    """The compiled step(state, real) -> (state, losses), for real images (B, 784); D's and G's
+    loss (2,). Of OPTIONS it uses lr, beta1, r1, ema. Both raise Refused for what is wrong."""
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, span = (options[name] for name in ("lr", "beta1", "r1", "ema"))
@@ -197,16 +198,15 @@ def make_step(networks=(init, generator, discriminator), **options):
             raise Refused(f"D returns logits of shape {logits.shape}, not {(len(real), 1)}")
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
-        # z only for speed: the compiler computes G(z) once. `average` is over the processes.
+        # z only for speed: compiled, G(z) is computed once. `average` is over the processes.
         loss_d, grads = average(mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator))
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
         loss_g, grads = average(mx.value_and_grad(g_loss)(g, d, z, generator, discriminator))
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
-        # Averaging G's weights over the steps removes the noise of single steps (Yazici et al.
-        # 2019, arXiv 1806.04498). The window grows with the run (as in Karras et al. 2024,
-        # arXiv 2312.02696): for span 0.2, two thirds of the weight lie on the last fifth.
+        # The average of G's weights has less noise than one step (Yazici et al. 2019, arXiv
+        # 1806.04498). Its window, 1 + span * t, grows (Karras et al. 2024, arXiv 2312.02696).
         decay = span * g_opt["t"] / (1 + span * g_opt["t"])
         mean = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
         state = {"g": g, "d": d, "ema": mean, "g_opt": g_opt, "d_opt": d_opt, "key": key}
@@ -220,7 +220,7 @@ def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.ar
     """A step for each of `batches`, rows of image numbers. Returns state and mean losses."""
     total = mx.zeros(2)
     for count, rows in enumerate(batches, 1):
-        state, losses = step(state, images[rows])
+        state, losses = step(state, images[mx.array(rows)])
         total = total + losses
         mx.async_eval(state, total)  # does not wait: Python prepares the next step meanwhile
     return state, total / count
@@ -235,7 +235,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
     """Train on images (N, side * side) in [-1, 1], an array or a function that loads it, and
     return the state. `networks` are pure functions: from a seed to a state (`make_state`),
     from noise to images, from images to logits. `options` are of OPTIONS; a resumed run keeps
-    its own but for epochs. After each epoch, `out` has 16 samples of always the same noise, a
+    its own except epochs. After each epoch, `out` has 16 samples of always the same noise, a
     row in log.csv, and a checkpoint, from which `resume` continues to the same bits. Raises
     Refused for what does not fit, OSError for files, FloatingPointError for NaN or inf."""
     out = Path(out)
@@ -243,7 +243,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
     with lock(out):
         state, info, images = begin(images, out, resume, init, options)
         batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
-        steps = len(images) // batch_size  # an epoch leaves out the rest, each time another
+        steps = len(images) // batch_size  # the rest is left out, other images each time
         step = make_step(networks, **info["options"])
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
@@ -268,7 +268,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
     return state
 
 
-# ------------------------------------------------------- what a training starts from
+# ------------------------------- the GAN ends here: what a training starts from
 class Refused(ValueError):
     """What the caller can put right: the command line prints it in one line."""
 
@@ -317,7 +317,7 @@ def begin(images, out: Path, resume: bool, init, given: dict) -> tuple[dict, dic
             more = max(own["epochs"], info["epoch"] + 15)
             ways = f"--resume --epochs {more} goes on, or take another --out, or delete the folder"
             raise Refused(f"{out} holds a run of {info['epoch']} finished epochs: {ways}")
-        if any(options[name] != own[name] for name in given if name != "epochs"):
+        if any(options[name] != own.get(name) for name in given if name != "epochs"):
             raise Refused(f"the run in {out} has {own}: resuming can change only epochs")
         own |= {name: options[name] for name in given}
     else:
@@ -432,7 +432,7 @@ def load(path: str | Path, init=None) -> tuple[dict, dict]:
     state = init(0)
     shapes = [(name, array.shape) for name, array in tree_flatten(state)]
     if [(k, v.shape) for k, v in arrays.items()] != shapes or "epoch" not in info:
-        raise Refused(f"{path} is of other networks: change them back, or take another --out")
+        raise Refused(f"{path} is no run of these networks: restore them, or take another --out")
     return tree_map_with_path(lambda name, _: arrays[name], state), info
 
 

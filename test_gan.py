@@ -293,14 +293,16 @@ def test_a_run_is_its_steps(tmp_path, main):
     assert main("--data", data, "--out", tmp_path, *flags).returncode == 0
     state, losses, x = gan.init(3), [], mx.array(images(100))
     step = gan.make_step(lr=2e-4, beta1=0.5, r1=0.1, ema=0.3)
-    batches = mx.array(np.random.default_rng((3, 1)).permutation(100)[:80].reshape(2, 40))
-    for rows in batches:
+    batches = np.random.default_rng((3, 1)).permutation(100)[:80].reshape(2, 40)
+    for rows in mx.array(batches):
         state, loss = step(state, x[rows])
         losses.append(loss.tolist())
     means = [float(number) for number in log(tmp_path)[1].split(",")]
     assert np.allclose(means, [1, *np.mean(losses, 0)], atol=1e-5)
     saved, info = gan.load(tmp_path / gan.CHECKPOINT)
     assert same(saved, state) and tuple(info["options"].values()) == values
+    alone, _ = gan.run_epoch(step, gan.init(3), x, batches)  # of numpy's numbers as well
+    assert same(alone, state)
 
 
 def test_images_of_another_size(tmp_path, main):
@@ -311,7 +313,7 @@ def test_images_of_another_size(tmp_path, main):
     gan.save_grid(tmp_path / "a.png", gan.sample(state["ema"], key(1), 100, g))
     assert contents(tmp_path)["a.png"] == contents(tmp_path)["samples.png"]
     for way in (["--sample", 3], ["--resume"]):
-        one_line(main(*way, "--out", tmp_path), 1, "other networks", "--out")
+        one_line(main(*way, "--out", tmp_path), 1, "no run of these networks", "--out")
 
 
 ROWS = set()  # how many images those networks judge at a time
@@ -573,7 +575,7 @@ def test_save_and_load(tmp_path):
     assert same(again, tree) and info == {"epoch": 1}
     assert same(gan.load(path, lambda seed: tree)[0], tree)
     for other in ({**tree, "d": mx.ones(2)}, {**tree, "b": mx.ones(3)}, {"c": tree["c"]}):
-        with pytest.raises(gan.Refused, match="other networks"):
+        with pytest.raises(gan.Refused, match="no run of these networks"):
             gan.load(path, lambda seed: other)  # noqa: B023
     with pytest.raises(gan.Refused, match=f"no run in {tmp_path}"):
         gan.load(tmp_path / gan.CHECKPOINT)
