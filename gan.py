@@ -45,7 +45,7 @@ import warnings
 import zlib
 from pathlib import Path
 
-SLOW = ""  # why matrix products are slow, where they are
+SLOW = ""  # why MLX is slow, if it is
 if sys.platform == "linux":
     # Not part of the GAN: on Linux, importing this file loads OpenBLAS before MLX, whose own
     # BLAS is slow; lets malloc keep freed memory, since asking for it again takes a third of
@@ -194,10 +194,10 @@ def make_step(networks=(init, generator, discriminator), **options):
         real, z = (x[world().rank() :: world().size()] for x in (real, z))  # a process's part
         fake = generator(g, z)
         if fake.shape != real.shape:
-            raise Refused(f"G draws images of shape {fake.shape}, the data's are {real.shape}")
+            raise Refused(f"the images have shape {real.shape}, but G draws {fake.shape}")
         logits = discriminator(d, fake)
         if logits.shape != (len(real), 1):
-            raise Refused(f"D returns logits of shape {logits.shape}, not {(len(real), 1)}")
+            raise Refused(f"the logits must have shape {(len(real), 1)}, not {logits.shape}")
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
         # z only for speed: compiled, G(z) is computed once. `average` is over the processes.
@@ -272,7 +272,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
 
 # ------------------------------- the GAN ends here: what a training starts from
 class Refused(ValueError):
-    """What the caller can put right: the command line prints it in one line."""
+    """An error that the caller can correct: the command line prints it in one line."""
 
 
 def check_options(given: dict) -> dict:
@@ -350,7 +350,7 @@ def begin(images, out: Path, resume: bool, init, given: dict) -> tuple[dict, dic
 def average(tree):
     """The mean of a tree of arrays over all processes."""
     means = iter(average_gradients([leaf for _, leaf in tree_flatten(tree)]))
-    return tree_map(lambda _: next(means), tree)  # MLX itself would rebuild the tree by names
+    return tree_map(lambda _: next(means), tree)  # MLX itself would turn tuples into lists
 
 
 def say(line: str) -> None:
@@ -415,9 +415,9 @@ def save(path: str | Path, tree, **info) -> None:
 
 
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote, the tree as init(0) makes it. Without `init`, lists
-    stand for tuples and for dicts whose keys are numbers. Raises Refused for a file that is
-    missing, of another kind or, with `init`, no run of its networks."""
+    """The tree and info that `save` wrote: of a run, in the form of the state that `init` makes.
+    Without `init`, lists stand for tuples and for dicts whose keys are numbers. Raises Refused
+    for a file that is missing, of another kind or, with `init`, no run of its networks."""
     if not Path(path).exists():
         raise Refused(f"there is no run in {Path(path).parent}: no {path}")
     try:
