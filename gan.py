@@ -5,23 +5,23 @@
 # Copyright (c) 2026 the gan.py authors. MIT License: keep this line in copies.
 """A generative adversarial network (GAN) that draws digits, in MLX and in functional style.
 
-The generator G turns noise z into an image. The discriminator D turns an image x into a logit;
-D(x) = sigmoid(logit) is the probability it gives to x being real. They play the game
+The generator G turns noise z into an image. The discriminator D turns an image x into a logit,
+and D(x) = sigmoid(logit) is its estimate of the probability that x is real. They play the game
 
     min over G, max over D of   E[log D(x)] + E[log(1 - D(G(z)))],   x from the data, z normal
 
-At its equilibrium, G draws images distributed as the data (Goodfellow et al. 2014, arXiv
-1406.2661). Plain gradient steps rarely come close. Four choices help: He initialisation, the
-R1 penalty on D, Adam without momentum, and a running average of G's weights to sample from.
+In theory, at the equilibrium G draws images distributed as the data (Goodfellow et al. 2014,
+arXiv 1406.2661). In practice, plain gradient steps rarely get near it. Four choices help: He
+initialisation, the R1 penalty on D, Adam without momentum, and sampling from an average of G.
 
 MLX for readers who know numpy: evaluation is lazy. Operations build a graph, which runs when
 `mx.eval` or a conversion to numbers asks for a result. Random functions take a key, and the
-same key gives the same numbers; `split` makes several keys of one. A tree is a dict, list or
-tuple of arrays or trees; `tree_map(f, tree)` applies f to each array. `mx.value_and_grad(f)`
-is a function that returns f's value and its gradient with respect to f's first argument, here
-a tree. `mx.compile(f)` traces f once for each shape and type of its arguments and then runs
-the graph. So f must be pure: no numpy, no change of an array in place, no `print` or `if` of
-an array's value. `MLX_DISABLE_COMPILE=1 python gan.py` lets networks print.
+same key gives the same numbers; `split` makes several keys from one. A tree is a dict, list or
+tuple of arrays or trees; `tree_map(f, a, b)` applies f to each array of a and the array at its
+place in b. `mx.value_and_grad(f)(a, b)` is f(a, b) and its gradient with respect to a, here a
+tree. `mx.compile(f)` traces f once for each shape and type of its arguments and then runs the
+graph. So f must be pure, and its arrays have no values yet: no numpy, no change in place, no
+`print` or `if` of an array. `MLX_DISABLE_COMPILE=1 python gan.py` lets networks print.
 """
 
 import argparse
@@ -47,17 +47,17 @@ from pathlib import Path
 
 SLOW = ""  # why MLX is slow, if it is
 if sys.platform == "linux":
-    # Not part of the GAN: on Linux, importing this file loads OpenBLAS before MLX, whose own
-    # BLAS is slow; lets malloc keep freed memory, since asking for it again takes a third of
-    # the time of large convolutions; and names MPI's library, as libmpi.so is in a -dev package.
+    # Not part of the GAN. OpenBLAS is loaded before MLX, whose own BLAS is slow. malloc keeps
+    # freed memory: to get it again takes a third of the time of large convolutions. MPI's
+    # library gets its full name: libmpi.so, the name that MLX looks for, is in a -dev package.
     if "mlx.core" in sys.modules and "mx" not in globals():  # "mx": this file is reloaded
         SLOW = "MLX was imported before gan: restart Python and import gan first"
     try:
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     except OSError:
         SLOW = "OpenBLAS is not installed: apt-get install libopenblas0"
-    for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX and M_TRIM_THRESHOLD
-        ctypes.CDLL(None).mallopt(option, value)
+    ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+    ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         os.environ.setdefault("MLX_MPI_LIBNAME", "libmpi.so.40")
 
@@ -66,7 +66,7 @@ import numpy as np
 from mlx.nn import average_gradients, relu, softplus
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-atexit.register(mx.synchronize)  # if OpenBLAS ends before the work does, both wait for ever
+atexit.register(mx.synchronize)  # OpenBLAS must not end before the work does: both would hang
 
 # The options of a training run: default, lowest value, highest value, meaning
 OPTIONS = {
@@ -79,14 +79,14 @@ OPTIONS = {
     "seed": (0, 0, 2**32 - 1, "seed of weights, noise and order"),
 }
 LATENT = 100  # the length of z
-world = mx.distributed.init  # world().rank() is the number of this process, of world().size()
+world = mx.distributed.init  # world().rank() is this process's number, world().size() how many
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 
 
 # ------------------------------------------------------------------------ networks
 def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
-    """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}. As in He et al.
-    (2015, arXiv 1502.01852), weights are normal with variance 2 / in, so that signals keep
+    """The parameters, {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}. As in He et
+    al. (2015, arXiv 1502.01852), weights are normal with variance 2 / in, so that signals keep
     their scale from one layer of ReLUs to the next."""
     params = {}
     keys = mx.random.split(key, len(sizes) - 1)
@@ -101,7 +101,7 @@ def linear(layer: dict, h: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    # The slope is constant on each side of 0: stop_gradient saves computing its derivative.
+    # The slope is 1 or 0.2, so its derivative is 0: stop_gradient saves computing it.
     return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))
 
 
@@ -122,13 +122,13 @@ def discriminator(params: dict, x: mx.array) -> mx.array:
 
 
 # -------------------------------------------------------------------------- losses
-# Binary cross-entropy from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
-# softplus(-logit) and -log(1 - D(x)) is softplus(logit), exact where D(x) rounds to 0 or 1.
+# The cross-entropy is computed from the logit: with softplus(a) = log(1 + e^a), -log D(x) is
+# softplus(-logit) and -log(1 - D(x)) is softplus(logit), finite even if D(x) rounds to 0 or 1.
 def d_loss(d, real, fake, r1, discriminator=discriminator) -> mx.array:
-    """D's loss, a scalar, for parameters d and real and fake images, both (B, 784): the
-    cross-entropy and the R1 penalty (Mescheder et al. 2018, arXiv 1801.04406), r1 / 2 times
-    the squared norm of the logit's gradient with respect to a real image, as a mean over the
-    batch. It keeps D flat near the data, which helps both to converge instead of circling."""
+    """D's loss, a scalar, for images (B, 784): cross-entropy plus the R1 penalty (Mescheder et
+    al. 2018, arXiv 1801.04406), r1 / 2 times the squared norm of the gradient of the logit
+    with respect to a real image, averaged over the real images. It keeps D flat near the data,
+    so that G and D tend to converge instead of circling around the equilibrium."""
     loss = mx.mean(softplus(-discriminator(d, real))) + mx.mean(softplus(discriminator(d, fake)))
     if r1:
         # A logit depends on its own image alone (no batch norm): row i is image i's gradient.
@@ -159,19 +159,19 @@ def adam(params, grads, state, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dict, 
     m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads) if beta1 else grads
     v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
     m_scale = lr / (1 - beta1**t)
-    v_scale = mx.rsqrt(1 - beta2**t)
+    v_scale = mx.rsqrt(1 - beta2**t)  # v_scale * sqrt(v) is sqrt(v / (1 - beta2^t))
     params = tree_map(lambda p, m, v: p - m_scale * m / (v_scale * mx.sqrt(v) + eps), params, m, v)
     return params, {"m": m, "v": v, "t": t}
 
 
 # ------------------------------------------------------------------------ the step
 def make_state(key: mx.array, g: dict, d: dict) -> dict:
-    """The training state, from a random key and two trees of parameters."""
+    """The training state: networks, the average of G, Adam's states and a random key."""
     return {"g": g, "d": d, "ema": g, "g_opt": init_adam(g), "d_opt": init_adam(d), "key": key}
 
 
 def init(seed: int) -> dict:
-    """The state before training."""
+    """The state before training, for images of 28 x 28: random weights from the seed."""
     g_key, d_key, key = mx.random.split(mx.random.key(seed), 3)
     g = init_mlp(g_key, (LATENT, 128, 256, 512, 784))
     d = init_mlp(d_key, (784, 512, 256, 128, 1))
@@ -179,8 +179,8 @@ def init(seed: int) -> dict:
 
 
 def make_step(networks=(init, generator, discriminator), **options):
-    """The compiled step(state, real) -> (state, losses), for real images (B, 784); D's and G's
-    loss (2,). Of OPTIONS it uses lr, beta1, r1, ema. Both raise Refused for what is wrong."""
+    """The compiled step(state, real) -> (state, losses): images (B, pixels), losses (2,), D's
+    and G's. Uses lr, beta1, r1 and ema. Both functions raise Refused for what does not fit."""
     _, generator, discriminator = networks
     options = check_options(options)
     lr, beta1, r1, span = (options[name] for name in ("lr", "beta1", "r1", "ema"))
@@ -191,8 +191,9 @@ def make_step(networks=(init, generator, discriminator), **options):
         g, d = state["g"], state["d"]
         key, z_key = mx.random.split(state["key"])
         z = mx.random.normal((len(real), LATENT), key=z_key)
-        real, z = (x[world().rank() :: world().size()] for x in (real, z))  # a process's part
-        fake = generator(g, z)
+        part = slice(world().rank(), None, world().size())  # the images of this process
+        real, z = real[part], z[part]
+        fake = generator(g, z)  # a constant in D's loss: no gradient reaches G
         if fake.shape != real.shape:
             raise Refused(f"the images have shape {real.shape}, but G draws {fake.shape}")
         logits = discriminator(d, fake)
@@ -200,18 +201,18 @@ def make_step(networks=(init, generator, discriminator), **options):
             raise Refused(f"the logits must have shape {(len(real), 1)}, not {logits.shape}")
 
         # D is updated first, so that G trains against the updated D. Both losses use the same
-        # z only for speed: compiled, G(z) is computed once. `average` is over the processes.
+        # z to save time: compiled, G(z) is computed once. `average` is over the processes.
         loss_d, grads = average(mx.value_and_grad(d_loss)(d, real, fake, r1, discriminator))
         d, d_opt = adam(d, grads, state["d_opt"], lr, beta1)
 
         loss_g, grads = average(mx.value_and_grad(g_loss)(g, d, z, generator, discriminator))
         g, g_opt = adam(g, grads, state["g_opt"], lr, beta1)
 
-        # The average of G's weights has less noise than one step (Yazici et al. 2019, arXiv
-        # 1806.04498). Its window, 1 + span * t, grows (Karras et al. 2024, arXiv 2312.02696).
+        # Averaged weights are less noisy than those of one step (Yazici et al. 2019, arXiv
+        # 1806.04498). The window, 1 + span * t, grows (Karras et al. 2024, arXiv 2312.02696).
         decay = span * g_opt["t"] / (1 + span * g_opt["t"])
-        mean = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
-        state = {"g": g, "d": d, "ema": mean, "g_opt": g_opt, "d_opt": d_opt, "key": key}
+        ema = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
+        state = {"g": g, "d": d, "ema": ema, "g_opt": g_opt, "d_opt": d_opt, "key": key}
         return state, mx.stack([loss_d, loss_g])
 
     return mx.compile(step)
@@ -219,10 +220,10 @@ def make_step(networks=(init, generator, discriminator), **options):
 
 # ------------------------------------------------------------------------ training
 def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.array]:
-    """A step for each of `batches`, rows of image numbers. Returns state and mean losses."""
+    """A step for each of `batches`, rows of image indices. Returns state and mean losses."""
     total = mx.zeros(2)
-    for count, rows in enumerate(batches, 1):
-        state, losses = step(state, images[mx.array(rows)])
+    for count, indices in enumerate(batches, 1):
+        state, losses = step(state, images[mx.array(indices)])
         total = total + losses
         mx.async_eval(state, total)  # does not wait: Python prepares the next step meanwhile
     return state, total / count
@@ -236,16 +237,16 @@ def sample(g: dict, key: mx.array, n: int, generator=generator) -> mx.array:
 def train(images, out="out", resume=False, networks=(init, generator, discriminator), **options):
     """Train on images (N, side * side) in [-1, 1], an array or a function that loads it, and
     return the state. `networks` are pure functions: from a seed to a state (`make_state`),
-    from noise to images, from images to logits. `options` are of OPTIONS; a resumed run keeps
-    its own except epochs. After each epoch, `out` has 16 samples of always the same noise, a
-    row in log.csv, and a checkpoint, from which `resume` continues to the same bits. Raises
-    Refused for what does not fit, OSError for files, FloatingPointError for NaN or inf."""
+    from noise to images, from images to logits. `options` are those of OPTIONS; a resumed run
+    keeps its own, and only epochs may change. After each epoch, `out` gets 16 samples, always
+    of the same noise, a row in log.csv and a checkpoint, from which `resume` continues. Raises
+    Refused for wrong arguments, OSError for files, FloatingPointError for NaN or infinity."""
     out = Path(out)
     init, generator, _ = networks
     with lock(out):
         state, info, images = begin(images, out, resume, init, options)
         batch_size, epochs, seed = (info["options"][k] for k in ("batch_size", "epochs", "seed"))
-        steps = len(images) // batch_size  # the rest is left out, other images each time
+        steps = len(images) // batch_size  # images that fill no batch are left out
         step = make_step(networks, **info["options"])
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
@@ -270,7 +271,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
     return state
 
 
-# ------------------------------- the GAN ends here: what a training starts from
+# ------------------------- the GAN ends here; options, folder and images of a run
 class Refused(ValueError):
     """An error that the caller can correct: the command line prints it in one line."""
 
@@ -290,7 +291,7 @@ def check_options(given: dict) -> dict:
 
 @contextlib.contextmanager
 def lock(out: Path):
-    """Keep a second training out of the folder `out`. A crash leaves no lock behind."""
+    """Make the folder `out` and lock it against a second training. A crash ends the lock."""
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
@@ -300,10 +301,20 @@ def lock(out: Path):
         except BlockingIOError:
             raise Refused(f"another training is running in {out}") from None
         except OSError:
-            pass  # this file system has no locks
+            pass  # a file system without locks
         yield
     finally:
         os.close(folder)
+
+
+def as_images(images) -> mx.array:
+    """Square images (N, side * side) as contiguous float32. Raises Refused for others."""
+    images = images if isinstance(images, mx.array) else np.array(images, np.float32)
+    images = mx.contiguous(mx.array(images).astype(mx.float32))
+    side = math.isqrt(math.prod(images.shape[1:]))
+    if images.size == 0 or images.shape[1:] != (side * side,):
+        raise Refused(f"images must be of shape (N, side * side), not {images.shape}")
+    return images
 
 
 def begin(images, out: Path, resume: bool, init, given: dict) -> tuple[dict, dict, mx.array]:
@@ -319,16 +330,13 @@ def begin(images, out: Path, resume: bool, init, given: dict) -> tuple[dict, dic
             raise Refused(f"{out} holds a run of {info['epoch']} finished epochs: {ways}")
         if any(options[name] != own.get(name) for name in given if name != "epochs"):
             raise Refused(f"the run in {out} has {own}: resuming can change only epochs")
-        own |= {name: options[name] for name in given}
+        own["epochs"] = options["epochs"] if "epochs" in given else own["epochs"]
     else:
         state = init(options["seed"])
         info = {"options": options, "epoch": 0, "log": "epoch,d_loss,g_loss,seconds\n"}
-    images = images() if callable(images) else images
-    images = images if isinstance(images, mx.array) else np.array(images, np.float32)
-    images = mx.contiguous(mx.array(images).astype(mx.float32))
-    side_of(images)
+    images = as_images(images() if callable(images) else images)
     low, high = mx.min(images).item(), mx.max(images).item()
-    if not (low >= -1 and high <= 1):  # true for NaN as well
+    if not (low >= -1 and high <= 1):  # refuses NaN as well
         raise Refused(f"images must have values in [-1, 1], not from {low:g} to {high:g}")
     if low >= 0:
         raise Refused("the images seem to be in [0, 1]: images * 2 - 1 are in [-1, 1]")
@@ -368,12 +376,12 @@ def progress(batches, label: str):
 
 # --------------------------------------------------------------------------- files
 def write(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it, so that a kill leaves no half of it."""
+    """In process 0: write under another name, then rename, so that no file is ever half."""
     if world().rank() > 0:
         return
     part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:  # a full disk's own message does not name the file
@@ -383,27 +391,19 @@ def write(path: Path, data: bytes) -> None:
 
 def save_grid(path: str | Path, images, columns: int | None = None) -> None:
     """Write images (n, side * side) in [-1, 1], or one image (side * side,), as a PNG: a grid,
-    by default a square, each pixel as 2 x 2. Raises OSError, Refused for another shape."""
-    images = np.atleast_2d(np.array(mx.array(images).astype(mx.float32)))
-    side = side_of(images)
+    by default a square, each pixel drawn as 2 x 2. Raises Refused for others, and OSError."""
+    images = np.array(as_images(images if np.ndim(images) > 1 else images[None]))
+    side = math.isqrt(images.shape[1])
     columns = columns or math.ceil(math.sqrt(len(images)))
     cells = np.pad(images.clip(-1, 1), ((0, -len(images) % columns), (0, 0)), constant_values=-1)
     grid = cells.reshape(-1, columns, side, side).swapaxes(1, 2).reshape(-1, columns * side)
     pixels = np.rint((grid + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
-    lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # 0, for no filter, and a row of pixels
+    lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each line: a 0 (no filter) and a row
     header = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), 8, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n"
     for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND"):
         png += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     write(Path(path), png)
-
-
-def side_of(images) -> int:
-    """The side of square images (N, side * side). Raises Refused for another shape."""
-    side = math.isqrt(math.prod(images.shape[1:]))
-    if images.size == 0 or images.shape[1:] != (side * side,):
-        raise Refused(f"images must be of shape (N, side * side), not {images.shape}")
-    return side
 
 
 def save(path: str | Path, tree, **info) -> None:
@@ -415,9 +415,9 @@ def save(path: str | Path, tree, **info) -> None:
 
 
 def load(path: str | Path, init=None) -> tuple[dict, dict]:
-    """The tree and info that `save` wrote: of a run, in the form of the state that `init` makes.
-    Without `init`, lists stand for tuples and for dicts whose keys are numbers. Raises Refused
-    for a file that is missing, of another kind or, with `init`, no run of its networks."""
+    """The tree and info that `save` wrote. With `init`, the file must hold a run of its
+    networks, and the tree is built like its state. Without, tuples come back as lists, and so
+    do dicts whose keys are numbers. Raises Refused for a missing or wrong file."""
     if not Path(path).exists():
         raise Refused(f"there is no run in {Path(path).parent}: no {path}")
     try:
@@ -500,7 +500,7 @@ def fetch_package(requirement: str, parts: dict, kind="<f4", scale=256) -> bytes
 
 # -------------------------------------------------------------------- command line
 def main(argv: list[str] | None = None) -> None:
-    """The command line. Exit status: 2 for wrong flags, 1 for other errors, 130 for Ctrl-C."""
+    """Exit status: 2 for wrong flags, 1 for other errors, 130 for Ctrl-C. With mpirun: 1."""
     parser = argparse.ArgumentParser(prog="gan.py", description="Train a GAN to draw digits.")
     add = parser.add_argument
     for name, (default, _, _, text) in OPTIONS.items():
@@ -509,11 +509,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", default=DATA, metavar="DIR", help=f"folder of {IMAGES}[.gz] (default: data)")
     add("--out", default="out", metavar="DIR", type=Path, help="the run's folder (default: out)")
     add("--resume", action="store_true", help="continue the run in --out")
-    add("--sample", type=int, metavar="N", help="draw N digits with that run, into digits.png")
+    add("--sample", type=int, metavar="N", help="only draw N digits of that run: digits.png")
     args = parser.parse_args(argv)
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
     out, n = args.out, args.sample
-    status = 2
+    status = 2  # until the flags are checked
     if world().size() > 1:  # after an error, a regular exit would wait for the other processes
         atexit.register(os._exit, 1)
     try:
@@ -528,7 +528,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             train(lambda: load_mnist(args.data), out, args.resume, **given)
     except (Refused, OSError, FloatingPointError) as error:
-        time.sleep(3 if world().rank() else 0)  # process 0 speaks first, and ends the others
+        time.sleep(3 if world().rank() else 0)  # process 0 prints, the launcher ends others
         parser.exit(status, f"gan.py: {error}\n")
     except KeyboardInterrupt:
         more = "; --resume continues the run" if not n and (out / CHECKPOINT).exists() else ""

@@ -558,6 +558,9 @@ def test_save_grid(tmp_path, side, columns, across):
     assert np.array_equal(cells[:7], expected) and not cells[7:].any()
     gan.save_grid(str(tmp_path / "b.png"), mx.array(x[1]).astype(mx.bfloat16))
     one = decode_png((tmp_path / "b.png").read_bytes())[::2, ::2].astype(int)
+    gan.save_grid(tmp_path / "c.png", x[::-1].tolist()[::-1], columns)  # a list, in any order
+    gan.save_grid(tmp_path / "d.png", np.asfortranarray(x[::-1])[::-1], columns)
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in "acd"}) == 1
     assert np.abs(one - expected[1].reshape(side, side)).max() <= 1  # a single image, rounded
     for wrong in (x[:0], x.reshape(7, side, side), x[:, 1:]):
         with pytest.raises(gan.Refused, match=re.escape(f"{wrong.shape}")):
