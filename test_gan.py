@@ -20,7 +20,6 @@ import struct
 import subprocess
 import sys
 import time
-import warnings
 import zlib
 from functools import partial
 from itertools import count
@@ -155,11 +154,8 @@ def test_he_initialisation():
 
 
 # ------------------------------------------------------------------------------ losses
-#
 # The reference is numpy's float64, since MLX's own is none: its exp is off by 8e-8, and Apple's
 # GPUs have no float64. Parameters are lists [weight1, bias1, weight2, bias2, ...].
-
-
 def np_network(p, x, leak) -> tuple[np.ndarray, list]:
     """What the last layer returns, and the slopes of the (leaky) ReLUs before it."""
     slopes = []
@@ -278,11 +274,10 @@ def test_a_run(tmp_path, run):
     for i, (line, row) in enumerate(zip(said, info["log"].splitlines()[1:], strict=True), 1):
         epoch, d, g, seconds = (float(number) for number in row.split(","))
         assert epoch == i and 0 < d < 20 and 0 < g < 20 and seconds > 0
-        words = r"epoch (.)/3: D loss (.*), G loss (.*), (.*) s, (.*) min left"
+        words = r"epoch (.)/3: D loss (.*), G loss (.*), (.*) s, .* min left"
         numbers = [float(number) for number in re.fullmatch(words, line).groups()]
-        expected = (i, d, g, seconds, seconds * (3 - i) / 60)  # all are rounded
-        for one, two, error in zip(numbers, expected, (0, 1e-4, 1e-4, 0.1, 0.1), strict=True):
-            assert one == pytest.approx(two, rel=1e-3, abs=error)
+        assert numbers[:3] == pytest.approx([i, d, g], abs=1e-4)  # all are rounded
+        assert numbers[3] == pytest.approx(seconds, abs=0.1)
 
 
 def test_a_run_is_its_steps(tmp_path, main):
@@ -301,8 +296,7 @@ def test_a_run_is_its_steps(tmp_path, main):
     assert np.allclose(means, [1, *np.mean(losses, 0)], atol=1e-5)
     saved, info = gan.load(tmp_path / gan.CHECKPOINT)
     assert same(saved, state) and tuple(info["options"].values()) == values
-    alone, _ = gan.run_epoch(step, gan.init(3), x, batches)  # of numpy's numbers as well
-    assert same(alone, state)
+    assert same(gan.run_epoch(step, gan.init(3), x, batches)[0], state)  # numpy's batches
 
 
 def test_images_of_another_size(tmp_path, main):
@@ -495,12 +489,11 @@ def test_two_trainings_in_one_folder(tmp_path):
     assert same(train(load, resume=True), whole)
 
 
+@pytest.mark.filterwarnings("error")
 def test_why_it_is_slow(monkeypatch):
     """Where OpenBLAS is missing or came too late, `make_step` says once which, on a Linux CPU."""
     monkeypatch.setattr(gan, "SLOW", "")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        gan.make_step()
+    gan.make_step()
     missing = "import ctypes as c\nf = c.CDLL\nc.CDLL = lambda name, **m: f(name and 'none', **m)\n"
     slow = (sys.platform, mx.default_device()) == ("linux", mx.cpu)
     for first, words in ((missing, "libopenblas0"), ("import mlx.core\n", "imported before gan")):
@@ -558,9 +551,8 @@ def test_save_grid(tmp_path, side, columns, across):
     assert np.array_equal(cells[:7], expected) and not cells[7:].any()
     gan.save_grid(str(tmp_path / "b.png"), mx.array(x[1]).astype(mx.bfloat16))
     one = decode_png((tmp_path / "b.png").read_bytes())[::2, ::2].astype(int)
-    gan.save_grid(tmp_path / "c.png", x[::-1].tolist()[::-1], columns)  # a list, in any order
-    gan.save_grid(tmp_path / "d.png", np.asfortranarray(x[::-1])[::-1], columns)
-    assert len({(tmp_path / f"{name}.png").read_bytes() for name in "acd"}) == 1
+    gan.save_grid(tmp_path / "c.png", x[::-1].astype(">f4")[::-1], columns)
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in "ac"}) == 1
     assert np.abs(one - expected[1].reshape(side, side)).max() <= 1  # a single image, rounded
     for wrong in (x[:0], x.reshape(7, side, side), x[:, 1:]):
         with pytest.raises(gan.Refused, match=re.escape(f"{wrong.shape}")):
@@ -576,6 +568,8 @@ def test_save_and_load(tmp_path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
     again, info = gan.load(path)
     assert same(again, tree) and info == {"epoch": 1}
+    with pytest.raises(gan.Refused, match="no run of these networks"):
+        gan.load(path, lambda seed: tree)
     gan.save(path, tree, options={}, epoch=1)
     assert same(gan.load(path, lambda seed: tree)[0], tree)
     for other in ({**tree, "d": mx.ones(2)}, {**tree, "b": mx.ones(3)}, {"c": tree["c"]}):
@@ -583,9 +577,6 @@ def test_save_and_load(tmp_path):
             gan.load(path, lambda seed: other)  # noqa: B023
     with pytest.raises(gan.Refused, match=f"no run in {tmp_path}"):
         gan.load(tmp_path / gan.CHECKPOINT)
-    gan.save(tmp_path / gan.CHECKPOINT, tree, epoch=1)  # of a loop of one's own: not a run
-    with pytest.raises(gan.Refused, match="no run of these networks"):
-        gan.load(tmp_path / gan.CHECKPOINT, lambda seed: tree)
     raw = path.read_bytes()
     for bad in (b"", raw[:20], raw[:-1], raw.replace(b"epoch", b"ep\nch"), foreign):
         path.write_bytes(bad)
@@ -597,10 +588,8 @@ def test_a_program_ends(tmp_path):
     """At once and without an error, though MLX loads and computes in threads of its own."""
     gan.save(tmp_path / "a.safetensors", gan.init(0))
     code = f"import gan; gan.load('{tmp_path}/a.safetensors')"
-    children = [start("-c", code) for _ in range(6)]
-    assert [(child.communicate(timeout=60)[1], child.returncode) for child in children] == [
-        ("", 0)
-    ] * 6
+    for child in [start("-c", code) for _ in range(6)]:
+        assert child.communicate(timeout=60)[1] == "" and child.returncode == 0
     code = "import mlx.core as mx; mx.synchronize = lambda: print('waits'); import gan; 1 / 0"
     assert python("-c", code).stdout == "waits\n"
 
@@ -618,8 +607,6 @@ def test_a_full_disk(tmp_path, data, run):
 
 
 # ------------------------------------------------------------------------------- data
-
-
 ZIPPED = gzip.compress(GOOD := idx(pixels(9), 9))
 
 
@@ -644,15 +631,11 @@ def test_fuzzed_files(tmp_path, what):
     """A few bytes of the head changed, cut off or added: it loads or is refused."""
     path, rng, refused = tmp_path / what, random.Random(0), 0
     gan.save(tmp_path / gan.CHECKPOINT, {"a": {"b": mx.ones((4, 3))}, "k": key(1)}, log=[1, 2])
-    raw, head, load = (
-        ZIPPED if what[-3:] == ".gz" else GOOD,
-        40,
-        lambda path: gan.load_mnist(tmp_path),
-    )
+    raw, load = (ZIPPED if what[-3:] == ".gz" else GOOD), lambda path: gan.load_mnist(tmp_path)
     if path.exists():
-        raw, head, load = path.read_bytes(), 250, gan.load
+        raw, load = path.read_bytes(), gan.load
     for _ in range(FUZZ):
-        data = bytearray(raw)
+        data, head = bytearray(raw), 250 if load is gan.load else 40
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(min(len(raw), head))] = rng.randrange(256)
         end = rng.choice([len(raw), len(raw), rng.randrange(len(raw))])
@@ -718,11 +701,7 @@ def test_what_cannot_begin(tmp_path, data, run, main, monkeypatch):
         (1, ["--resume"], "there is no run in out"),
         (1, ["--sample", 10_000], "there is no run in out"),
         (1, ["--data", data, "--batch-size", 321], "batch_size"),
-        (
-            1,
-            ["--data", "misspelt/data"],
-            f"No such file or directory: 'misspelt/data/{gan.IMAGES}.gz'",
-        ),
+        (1, ["--data", "misspelt/data"], "No such file or directory: 'misspelt/data/"),
         (1, ["--data", data, "--out", "file/out"], "file"),
         (1, ["--data", data, "--lr", 1, "--r1", 1e6, "--batch-size", 16], "diverged"),
     ):
@@ -752,9 +731,8 @@ def test_interrupted(tmp_path, data, run, main):
         while not child.stdout.readline().startswith("epoch 1/9999"):
             assert child.poll() is None
         child.send_signal(signal.SIGINT)
-        said = child.communicate(timeout=60)[1]
-    assert said == "gan.py: stopped; --resume continues the run\n"
-    assert child.returncode == 130
+        _, said = child.communicate(timeout=60)
+    assert (said, child.returncode) == ("gan.py: stopped; --resume continues the run\n", 130)
     assert gan.load(tmp_path / gan.CHECKPOINT)[1]["epoch"] >= 1
     for flags in (["--data", data, "--out", tmp_path / "new"], ["--sample", 1, "--out", run]):
         with mock.patch("gan.sample", side_effect=KeyboardInterrupt):
@@ -808,7 +786,7 @@ def test_command_line_under_mlx_launch(tmp_path, data):
     flags = HERE / "gan.py", "--data", data, "--epochs=1", "--out", out
     done = launch("mlx.launch", *flags, "--batch-size=33")
     said = done.stdout + done.stderr
-    assert "gan.py: " in said and "processes" in said, said
+    assert said.count("gan.py: ") == 1 and "processes" in said, said
     assert contents(tmp_path) == {gan.LOG: b""}
     done = launch("mlx.launch", *flags, "--batch-size=160")
     assert done.returncode == 0 and not done.stderr, done.stderr
