@@ -424,7 +424,7 @@ def load(path: str | Path, init=None) -> tuple[dict, dict]:
         arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
         names, info = json.loads(metadata["gan.py"])
         arrays = {name: arrays[name] for name in names}
-        mx.eval(arrays)
+        mx.eval(arrays)  # reading is lazy as well
     except Exception as error:  # noqa: BLE001 damaged files fail in many ways
         raise Refused(f"cannot load {path} as a checkpoint: {error!r}") from None
     if init is None:
