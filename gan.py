@@ -251,7 +251,7 @@ def train(images, out="out", resume=False, networks=(init, generator, discrimina
         for epoch in range(info["epoch"] + 1, epochs + 1):
             start = time.perf_counter()
             order = np.random.default_rng((seed, epoch)).permutation(len(images))
-            batches = mx.array(order[: steps * batch_size].reshape(steps, -1), mx.uint32)
+            batches = order[: steps * batch_size].reshape(steps, -1)
             state, losses = run_epoch(step, state, images, progress(batches, f"epoch {epoch}"))
             if not all(mx.isfinite(x).all().item() for _, x in tree_flatten((state, losses))):
                 raise FloatingPointError(f"epoch {epoch} diverged, not saved: is lr too high?")

@@ -400,7 +400,7 @@ def test_killed_anywhere(tmp_path):
     assert not out.exists()  # the last was not killed
 
 
-# ------------------------------------------------------- what a training starts from
+# ------------------------------------------ options, folder and images of a run
 def test_options(tmp_path):
     wrong = [("epoch", 1), ("epochs", 1.5), ("epochs", True), ("batch_size", "64")]
     wrong += [("lr", math.nan), ("ema", None), ("r1", np.True_), ("seed", np.float32(1))]
@@ -503,7 +503,7 @@ def test_why_it_is_slow(monkeypatch):
         assert (words in done.stderr) == slow
 
 
-# --------------------------------------------------------------- what a run writes
+# --------------------------------------------------------------------------- files
 def test_progress_on_a_terminal(tmp_path, data, run):
     """Within an epoch, a line that the next one overwrites; none of it where there is none."""
     args = [HERE / "gan.py", "--data", data, "--out", tmp_path, "--epochs=1", "--batch-size=16"]

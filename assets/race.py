@@ -24,7 +24,7 @@ def ours(images, stretches, run="full"):  # with a handicap: this step also aver
     networks = arguments(run)["networks"]
     images, state, step = mx.array(images), networks[0](0), gan.make_step(networks)
     for stretch in stretches:
-        state, losses = gan.run_epoch(step, state, images, mx.array(stretch))
+        state, losses = gan.run_epoch(step, state, images, stretch)
         yield mx.eval(state, losses)
 
 
