@@ -47,7 +47,7 @@ from itertools import pairwise
 from pathlib import Path
 
 fast_blas = sys.platform != "linux"
-if not fast_blas:  # OpenBLAS, if it is loaded before MLX; later, it is only looked up
+if not fast_blas:  # MLX takes OpenBLAS if it is loaded before MLX; later, it is looked up
     late = os.RTLD_NOLOAD if "mlx.core" in sys.modules else 0
     with contextlib.suppress(OSError):
         fast_blas = bool(ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL | late))
@@ -74,7 +74,7 @@ LATENT = 100  # the length of z
 def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
     """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}, a layer for each
     pair of sizes. Weights are normal with variance 2 / in, which keeps the scale of signals
-    through ReLUs (He et al. 2015, arXiv 1502.01852). The last layer takes it without a ReLU."""
+    through ReLUs (He et al. 2015, arXiv 1502.01852). The last, without one, has the same."""
     params, keys = {}, mx.random.split(key, len(sizes) - 1)
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         weight = mx.random.normal((n_in, n_out), key=keys[i]) * (2 / n_in) ** 0.5
@@ -367,7 +367,7 @@ def check_finite(epoch: int, state: dict, losses: mx.array) -> list[float]:
     bad = [name for name, array in tree_flatten(state) if not mx.isfinite(array).all()]
     if bad or not mx.abs(losses).max() < 1e6:
         what = f"{bad[0]} has NaN or infinity" if bad else f"the losses are {losses.tolist()}"
-        raise FloatingPointError(f"epoch {epoch} diverged, {what}: is lr, network or loss wrong?")
+        raise FloatingPointError(f"epoch {epoch} diverged, {what}: wrong lr, network or loss?")
     return losses.tolist()
 
 
