@@ -1,28 +1,36 @@
-"""`python assets/race.py NAME BATCH` prints the median time in seconds of a training step of gan.py,
-written as a user of its framework would write it. `make.py race` and `processes` run this, each
-contestant in a process of its own: PyTorch and JAX without MLX and OpenBLAS.
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["mlx[cpu]>=0.32.4", "numpy>=1.26", "torch", "jax", "optax"]
+# ///
+"""The training step of gan.py in four frameworks, each written as its users would write it.
+`python assets/race.py` prints the time of a step in the others over that of gan.py: five minutes, on
+a machine that is otherwise idle and has no GPU.
 
 A contestant gets its batches in stretches, arrays of row numbers (steps, batch size), and yields
-when the steps of a stretch are computed.
+when the steps of a stretch are computed. Each has a process of its own, `race.py NAME BATCH`:
+PyTorch and JAX without MLX and OpenBLAS.
 """
 
-import os
+import subprocess
 import sys
 import time
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 LR, BETAS, R1 = 7e-4, (0.0, 0.999), 0.3
 G_SIZES, D_SIZES = (100, 128, 256, 512, 784), (784, 512, 256, 128, 1)
 
 
-def ours(images, stretches, run="full"):  # with a handicap: this step also averages G
-    from make import arguments, gan, mx
+def ours(images, stretches):  # with a handicap: this step also averages G
+    import gan
+    from gan import mx
 
-    networks = arguments(run)["networks"]
-    images, state, step = mx.array(images), networks[0](0), gan.make_step(networks)
+    images, state, step = mx.array(images), gan.init(0), gan.make_step()
     for stretch in stretches:
         state, losses = gan.run_epoch(step, state, images, stretch)
         yield mx.eval(state, losses)
@@ -34,7 +42,7 @@ def mlp(nn, sizes, act):  # nn is torch.nn or mlx.nn
 
 
 def mlx_nn(images, stretches):
-    from make import mx  # with OpenBLAS
+    from gan import mx  # isort: skip: before mlx, for OpenBLAS
     from mlx import nn, optimizers
 
     g, d = mlp(nn, G_SIZES, nn.ReLU()), mlp(nn, D_SIZES, nn.LeakyReLU(0.2))
@@ -95,8 +103,7 @@ def jax_optax(images, stretches):
     import optax
     from jax.nn import leaky_relu, relu, softplus
 
-    def init(key, sizes):
-        normal = jax.nn.initializers.he_normal()
+    def init(sizes):
         return [(normal(key, pair), jnp.zeros(pair[1])) for pair in pairwise(sizes)]
 
     def net(params, x, act):
@@ -130,8 +137,8 @@ def jax_optax(images, stretches):
         g, g_state, loss_g = update(g_loss, g, g_state, d, z)
         return (g, d, g_state, d_state, key), (loss_d, loss_g)
 
-    images, key, adam = jnp.array(images), jax.random.key(0), optax.adam(LR, *BETAS)
-    g, d = init(key, G_SIZES), init(key, D_SIZES)
+    key, normal = jax.random.key(0), jax.nn.initializers.he_normal()
+    images, adam, g, d = jnp.array(images), optax.adam(LR, *BETAS), init(G_SIZES), init(D_SIZES)
     state = (g, d, adam.init(g), adam.init(d), key)
     for stretch in stretches:
         for rows in stretch:
@@ -140,18 +147,29 @@ def jax_optax(images, stretches):
 
 
 CONTESTANTS = {"gan.py": ours, "mlx.nn": mlx_nn, "PyTorch": pytorch, "JAX": jax_optax}
-CONTESTANTS["convolutional"] = partial(ours, run="conv")
 
 
-def main(name: str, batch: str) -> None:
+def measure(name: str, batch: int) -> None:
     rng, times = np.random.default_rng(0), [time.perf_counter()]
     images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
-    stretches = rng.integers(0, len(images), (6, 12, int(batch)))
-    for _ in CONTESTANTS[name](images, stretches):
+    for _ in CONTESTANTS[name](images, rng.integers(0, len(images), (6, 12, batch))):
         times.append(time.perf_counter())
-    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":  # of several processes, one speaks
-        print(np.median(np.diff(times)[1:]) / 12)  # the first stretch is to warm up
+    print(np.median(np.diff(times)[1:]) / 12)  # seconds a step; the first stretch is to warm up
+
+
+def seconds(name: str, batch: int) -> float:
+    command = [sys.executable, __file__, name, str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def race() -> None:
+    _, *others = CONTESTANTS
+    print(f"| time of a step | {' | '.join(others)} |\n|{' --- |' * len(CONTESTANTS)}")
+    for batch in (64, 256):
+        rounds = [[seconds(name, batch) for name in CONTESTANTS] for _ in range(5)]
+        ratios = np.median([np.divide(times, own) for own, *times in rounds], 0)
+        print(f"| batch {batch} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    measure(sys.argv[1], int(sys.argv[2])) if sys.argv[1:] else race()
