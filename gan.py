@@ -275,7 +275,7 @@ def train(images, out="out", resume=False, networks=None, **options) -> dict:
         # All processes meet here: in a step, Metal does not let one wait for another for long.
         mx.eval(mx.distributed.all_sum(mx.array(1), group=group))
     if group.rank() == 0:
-        print(f"finished after epoch {info['epoch']}: see samples.png", flush=True)
+        print(f"finished after epoch {info['epoch']}: see {str(out)!a}", flush=True)
     return state
 
 
@@ -333,7 +333,7 @@ def as_images(images) -> mx.array:
     square = images.ndim == 2 and int(images.shape[1] ** 0.5) ** 2 == images.shape[1]
     fits = images.size and square and mx.issubdtype(images.dtype, mx.floating)
     why = f"images must be floats (N, side * side), not {images.dtype} {images.shape}"
-    require(fits, f"{why}: pixels / 127.5 - 1 are in [-1, 1]")
+    require(fits, f"{why}: pixels.reshape(N, -1) / 127.5 - 1 are")
     return mx.contiguous(images.astype(mx.float32))
 
 
@@ -347,7 +347,7 @@ def begin(images, out: Path, resume: bool, networks, given: dict, group) -> tupl
     info = {"options": options, "epoch": 0, "log": "epoch,d_loss,g_loss,seconds\n", "crc": crc}
     mx.random.seed(options["seed"])  # for an init that takes no key
     state, path = networks[0](options["seed"]), out / CHECKPOINT
-    require(resume or not path.exists(), f"{out} holds a run: resume it, or choose another out")
+    require(resume or not path.exists(), f"{out} holds a run: resume it, or give another out")
     if resume:
         state, info = load(path, like=state)
         require(info.get("crc") == crc, f"{path} is not of a training on these images")
@@ -493,7 +493,7 @@ def main(argv: list[str] | None = None) -> None:
         if n:
             state, _ = load(out / CHECKPOINT, like=init(0))
             save_grid(out / "digits.png", sample(state["ema"], mx.random.key(2**32 + seed), n))
-            print(f"digits.png has {n} samples")
+            print(f"{n} samples in {str(out / 'digits.png')!a}")
         else:
             train(load_mnist(data), out, resume, **given)
         return

@@ -394,7 +394,7 @@ def test_a_run(tmp_path, run, main):
     (tmp_path / gan.CHECKPOINT).symlink_to(run / gan.CHECKPOINT)
     for seed, n in ((0, 7), (1, 5)):
         done = main("--sample", n, "--out", tmp_path, *["--seed", seed] * seed)
-        assert (done.stdout, done.stderr) == (f"digits.png has {n} samples\n", "")
+        assert (done.stdout, done.stderr) == (f"{n} samples in '{tmp_path}/digits.png'\n", "")
         files[f"digits {seed}"] = (tmp_path / "digits.png").read_bytes()
     drawn = (pictures[2], 0, 16), (pictures[3], 0, 100), ("digits 0", 0, 7), ("digits 1", 1, 5)
     for name, seed, n in drawn:
@@ -640,7 +640,7 @@ def test_fetch(tmp_path, monkeypatch, capsys):
     case(2, "--sample 0", "--sample", id="no sample"),
     case(2, "--sample 10001", "--sample", id="too many samples"),
     case(2, "--sample 1 --lr 0.1", "--sample", id="a flag that --sample ignores"),
-    case(1, "--resume", "checkpoint", id="no run to resume"),
+    case(1, "--resume", "there is no checkpoint", id="no run to resume"),
     case(1, "--out run", "run", id="a run is there"),
     case(1, "--out run --resume --lr 1e-3", "'lr': 0.0007", id="resumed with another lr"),
     case(1, "--out run --resume --data other", "images", id="resumed with other images"),
