@@ -674,10 +674,10 @@ def launch(tmp_path_factory):
     env = ENV | {"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(temp), "OPENBLAS_NUM_THREADS": "1"}
     env |= dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
     ring = "from mlx._distributed_utils.launch import main; main()"
+    port = f"--starting-port={10_000 + os.getpid() % 5000 * 4}"  # suites may run side by side
     programs = {"python": [], "mpirun": ["mpirun", "--oversubscribe", "-n", "2"]}
-    programs["mlx.launch"] = [sys.executable, "-c", ring, "-n2", "--backend=ring", "--"]
-    kept_open, _ = os.pipe()  # mlx.launch ends its processes when its input does
-    more = {"env": env, "stdin": kept_open}
+    programs["mlx.launch"] = [sys.executable, "-c", ring, "-n2", "--backend=ring", port, "--"]
+    more = {"env": env, "stdin": os.pipe()[0]}  # mlx.launch ends when its input does
     return lambda by, *args: python(*args, program=[*programs[by], sys.executable], **more)
 
 
