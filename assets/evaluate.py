@@ -4,7 +4,7 @@
 # ///
 """Measure samples of MNIST digits: `python assets/evaluate.py FILE...` prints a line for each FILE,
 a checkpoint of gan.py, from which the average of G draws 10,000 samples, or an .npy of samples of
-any program: (N, 784) in [-1, 1], 10,000 of them if figures are to be compared. A minute.
+any program: (N, 784) in [-1, 1], 10,000 of them if figures are to be compared. Two minutes.
 
 fid      The Fréchet distance between samples and test digits: each is described by the mean and
          covariance of its features, the last hidden layer of a small classifier that is trained
