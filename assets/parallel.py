@@ -1,0 +1,53 @@
+"""Train on several processes, which share each batch: their number must divide its size.
+
+    mpirun -n 2 python -m assets.parallel             the networks of gan.py, into out/
+    mlx.launch -n 2 -- .venv/bin/python -m assets.parallel conv    those of assets/conv.py, into conv/
+
+mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). On Linux, set
+OPENBLAS_NUM_THREADS=1 where each core has a process. On two cores, two processes were 1.06 times
+as fast as one, and 1.4 times with convolutions. mlx.launch takes its ring (TCP), and with several
+machines `--hosts 10.0.0.1,10.0.0.2`: the project, with Python, stands at the same path on each.
+NCCL (NVIDIA) and `--backend jaccl` (Thunderbolt) have not been run.
+
+All processes need the same images and options, which `train` compares. Only process 0 writes: the
+run's folder is one that all see, or is new on the others, where a run cannot be resumed. The losses
+are those of one process, to rounding, if the networks draw no random numbers without a key.
+"""
+
+import importlib
+import os
+import sys
+
+import gan  # isort: skip: before MLX, for OpenBLAS
+import mlx.core as mx
+
+
+def init_group() -> mx.distributed.Group:
+    """The processes that mpirun or mlx.launch has started. From here on, an error in one of them
+    ends it at once, and with it all: at a regular exit, it would wait for the others for ever."""
+    if sys.platform == "linux":  # the name that MLX looks for is part of a -dev package
+        os.environ.setdefault("MLX_MPI_LIBNAME", "libmpi.so.40")
+    group = mx.distributed.init()
+    if group.size() == 1:
+        sys.exit("parallel.py: start it by Open MPI's mpirun or by mlx.launch, with -n 2 or more")
+    sys.excepthook = end
+    return group
+
+
+def end(kind, error, traceback) -> None:
+    if issubclass(kind, (gan.Refused, OSError, FloatingPointError)):
+        print(f"parallel.py: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    group = init_group()
+    pair = importlib.import_module(f"assets.{sys.argv[1]}") if sys.argv[1:] else gan
+    out, options = (sys.argv[1], pair.OPTIONS) if sys.argv[1:] else ("out", {})
+    networks = {"init": pair.init, "G": pair.generator, "D": pair.discriminator}
+    gan.train(gan.load_mnist(), out, resume=True, group=group, **networks, **options)
+    if group.rank() == 0:
+        print(f"finished: see {out}")
