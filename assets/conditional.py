@@ -38,7 +38,7 @@ images = gan.load_mnist()
 labels = mx.array(np.fromfile(gan.DATA / gan.LABELS, np.uint8, offset=8))
 real = mx.concatenate([images, 16 * mx.eye(10)[labels]], axis=1)
 state, info = gan.load(RUN, like=init(0)) if RUN.exists() else (init(0), {"epoch": 0})
-step = gan.make_step(G=generator)
+step = gan.make_step(G=generator, r1=0.1)
 for epoch in range(info["epoch"] + 1, EPOCHS + 1):
     order = np.random.default_rng(epoch).permutation(len(real))
     batches = order[: len(real) // BATCH * BATCH].reshape(-1, BATCH)
