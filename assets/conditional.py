@@ -4,14 +4,7 @@ This is a conditional GAN (Mirza & Osindero 2014, arXiv 1411.1784) with the step
 image carries its label as ten more numbers, (N, 794), and so does an image that G draws: G takes
 the digit from the first ten numbers of z, the largest one, so that each digit is drawn equally
 often. D sees image and label. It would hardly use labels of 0 and 1 beside 784 pixels: they are
-16 times as large. Given again, the command goes on with the run in conditional/.
-
-After the training, or at once if it is done, this draws 100 sevens:
-
-    from assets.conditional import gan, generator, mx, state
-    z = mx.random.normal((100, gan.LATENT))
-    z[:, 7] = 100
-    gan.save_grid("sevens.png", generator(state["ema"], z)[:, :784])
+16 times as large. Given again, or imported, this goes on with the run in conditional/.
 """
 
 import gan  # isort: skip: before MLX, for OpenBLAS

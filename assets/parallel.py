@@ -3,15 +3,15 @@
     mpirun -n 2 python -m assets.parallel             the networks of gan.py, into out/
     mlx.launch -n 2 -- .venv/bin/python -m assets.parallel conv    those of assets/conv.py, into conv/
 
-mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). On Linux, set
-OPENBLAS_NUM_THREADS=1 where each core has a process. On two cores, two processes were 1.06 times
-as fast as one, and 1.4 times with convolutions. mlx.launch takes its ring (TCP), and with several
-machines `--hosts 10.0.0.1,10.0.0.2`: the project, with Python, stands at the same path on each.
-NCCL (NVIDIA) and `--backend jaccl` (Thunderbolt) have not been run.
+mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). Where each core
+has a process, set OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the
+project at the same path, `--hosts 10.0.0.1,10.0.0.2`. NCCL (NVIDIA) and `--backend jaccl`
+(Thunderbolt) have not been run. On two cores, MPI's two processes were MPI_PLAIN times as fast as
+one, and MPI_CONV times with convolutions.
 
-All processes need the same images and options, which `train` compares. Only process 0 writes: the
-run's folder is one that all see, or is new on the others, where a run cannot be resumed. The losses
-are those of one process, to rounding, if the networks draw no random numbers without a key.
+All processes need the same images and options, which `train` compares. Process 0 writes: all see
+the run's folder, or none but process 0, and then the run cannot be resumed. The losses are those of
+one process, to rounding, if the networks draw no random numbers without a key.
 """
 
 import importlib

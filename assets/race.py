@@ -2,13 +2,12 @@
 # requires-python = ">=3.10"
 # dependencies = ["mlx[cpu]>=0.32.4", "numpy>=1.26", "torch", "jax", "optax"]
 # ///
-"""The training step of gan.py in four frameworks, each written as its users would write it.
-`python assets/race.py` prints the time of a step in the others over that of gan.py: five minutes, on
-a machine that is otherwise idle and has no GPU.
+"""The training step of gan.py in four frameworks, each written as its users would write it. On a
+machine that is otherwise idle and has no GPU, `python -m assets.race` prints the time of a step in
+the others over that of gan.py: five minutes, after `pip install torch jax optax`.
 
 A contestant gets its batches in stretches, arrays of row numbers (steps, batch size), and yields
-when the steps of a stretch are computed. Each has a process of its own, `race.py NAME BATCH`:
-PyTorch and JAX without MLX and OpenBLAS.
+when a stretch is computed. Each has a process of its own: PyTorch and JAX without MLX and OpenBLAS.
 """
 
 import subprocess
@@ -16,11 +15,8 @@ import sys
 import time
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 LR, BETAS, R1 = 7e-4, (0.0, 0.999), 0.3
 G_SIZES, D_SIZES = (100, 128, 256, 512, 784), (784, 512, 256, 128, 1)
@@ -32,8 +28,8 @@ def ours(images, stretches):  # with a handicap: this step also averages G
 
     images, state, step = mx.array(images), gan.init(0), gan.make_step()
     for stretch in stretches:
-        state, losses = gan.run_epoch(step, state, images, stretch)
-        yield mx.eval(state, losses)
+        state, _ = gan.run_epoch(step, state, images, stretch)
+        yield
 
 
 def mlp(nn, sizes, act):  # nn is torch.nn or mlx.nn
@@ -55,8 +51,7 @@ def mlx_nn(images, stretches):
         slope = mx.grad(lambda x: d(x).sum())(real)
         return loss + R1 / 2 * slope.square().sum(1).mean()
 
-    def g_loss(z):
-        return nn.softplus(-d(mx.tanh(g(z)))).mean()
+    g_loss = lambda z: nn.softplus(-d(mx.tanh(g(z)))).mean()
 
     @partial(mx.compile, inputs=state, outputs=state)
     def step(real):
@@ -103,9 +98,6 @@ def jax_optax(images, stretches):
     import optax
     from jax.nn import leaky_relu, relu, softplus
 
-    def init(sizes):
-        return [(normal(key, pair), jnp.zeros(pair[1])) for pair in pairwise(sizes)]
-
     def net(params, x, act):
         *hidden, (weight, bias) = params
         for w, b in hidden:
@@ -113,31 +105,27 @@ def jax_optax(images, stretches):
         return x @ weight + bias
 
     logits = partial(net, act=partial(leaky_relu, negative_slope=0.2))
+    g_loss = lambda g, d, z: softplus(-logits(d, jnp.tanh(net(g, z, relu)))).mean()
 
     def d_loss(d, fake, real):
         loss = softplus(-logits(d, real)).mean() + softplus(logits(d, fake)).mean()
         slope = jax.grad(lambda x: logits(d, x).sum())(real)
         return loss + R1 / 2 * (slope**2).sum(1).mean()
 
-    def g_loss(g, d, z):
-        return softplus(-logits(d, jnp.tanh(net(g, z, relu)))).mean()
-
-    def update(loss, params, state, *args):
-        loss, grads = jax.value_and_grad(loss)(params, *args)
-        updates, state = adam.update(grads, state)
-        return optax.apply_updates(params, updates), state, loss
-
     @partial(jax.jit, donate_argnums=0)
     def step(state, images, rows):
         g, d, g_state, d_state, key = state
         key, z_key = jax.random.split(key)
         z = jax.random.normal(z_key, (len(rows), 100))
-        fake = jnp.tanh(net(g, z, relu))
-        d, d_state, loss_d = update(d_loss, d, d_state, fake, images[rows])
-        g, g_state, loss_g = update(g_loss, g, g_state, d, z)
-        return (g, d, g_state, d_state, key), (loss_d, loss_g)
+        loss_d, grads = jax.value_and_grad(d_loss)(d, jnp.tanh(net(g, z, relu)), images[rows])
+        updates, d_state = adam.update(grads, d_state)
+        d = optax.apply_updates(d, updates)
+        loss_g, grads = jax.value_and_grad(g_loss)(g, d, z)
+        updates, g_state = adam.update(grads, g_state)
+        return (optax.apply_updates(g, updates), d, g_state, d_state, key), (loss_d, loss_g)
 
     key, normal = jax.random.key(0), jax.nn.initializers.he_normal()
+    init = lambda sizes: [(normal(key, pair), jnp.zeros(pair[1])) for pair in pairwise(sizes)]
     images, adam, g, d = jnp.array(images), optax.adam(LR, *BETAS), init(G_SIZES), init(D_SIZES)
     state = (g, d, adam.init(g), adam.init(d), key)
     for stretch in stretches:
@@ -150,26 +138,23 @@ CONTESTANTS = {"gan.py": ours, "mlx.nn": mlx_nn, "PyTorch": pytorch, "JAX": jax_
 
 
 def measure(name: str, batch: int) -> None:
-    rng, times = np.random.default_rng(0), [time.perf_counter()]
+    """Prints the seconds of a stretch, of which the first is to warm up."""
+    rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
-    for _ in CONTESTANTS[name](images, rng.integers(0, len(images), (6, 12, batch))):
-        times.append(time.perf_counter())
-    print(np.median(np.diff(times)[1:]) / 12)  # seconds a step; the first stretch is to warm up
+    stretches = CONTESTANTS[name](images, rng.integers(0, len(images), (6, 12, batch)))
+    print(np.median(np.diff([time.perf_counter() for _ in stretches])))
 
 
-def seconds(name: str, batch: int) -> float:
-    command = [sys.executable, __file__, name, str(batch)]
+def seconds(*args: str) -> float:
+    command = [sys.executable, "-m", "assets.race", *args]
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-def race() -> None:
-    _, *others = CONTESTANTS
-    print(f"| time of a step | {' | '.join(others)} |\n|{' --- |' * len(CONTESTANTS)}")
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(measure(sys.argv[1], int(sys.argv[2])))
+    print(f"| time of a step | {' | '.join(list(CONTESTANTS)[1:])} |\n|{' --- |' * 4}")
     for batch in (64, 256):
-        rounds = [[seconds(name, batch) for name in CONTESTANTS] for _ in range(5)]
+        rounds = [[seconds(name, str(batch)) for name in CONTESTANTS] for _ in range(5)]
         ratios = np.median([np.divide(times, own) for own, *times in rounds], 0)
         print(f"| batch {batch} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
-
-
-if __name__ == "__main__":
-    measure(sys.argv[1], int(sys.argv[2])) if sys.argv[1:] else race()
