@@ -202,7 +202,7 @@ def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.ar
     try:
         for indices in batches:
             state, losses = step(state, images[mx.array(indices)])
-            total = total + losses
+            total = total + losses.astype(mx.float32)
             mx.async_eval(state, total, mx.random.state)  # Python goes on with the next step
     finally:
         mx.synchronize()  # also after an error: an exit while MLX multiplies may hang
@@ -260,16 +260,17 @@ def require(fits: bool, why: str) -> None:
 
 def train(images, out="out", resume=False, init=init, G=generator, D=discriminator, epochs=45,
           batch_size=64, seed=0, group=None, lr=7e-4, beta1=0.0, r1=0.3, ema=0.2):  # fmt: skip
-    """Train on images (N, side * side) in [-1, 1], and return the state. `init` makes it from a
-    seed, for the networks G and D; `group` and lr to ema are make_step's. After each epoch, the
-    first process writes samples, a row of log.csv and a checkpoint into `out`. With `resume`, a
-    run that is in `out` goes on; all but `epochs` must be as it was. MLX's random state is set.
-    Raises Refused for arguments, OSError for files, FloatingPointError for diverged training."""
+    """Train on images (N, side * side) in [-1, 1]; return the state, which `init` makes from a
+    seed for the networks G and D. `group` and lr to ema are make_step's. After each epoch, the
+    first process writes samples, a row of log.csv and a checkpoint into `out`. There, `resume`
+    goes on: options but `epochs` must be the same, functions should be. MLX's random state is
+    set. Raises Refused for arguments, OSError for files, FloatingPointError if it diverges."""
     out, images = Path(out).expanduser(), as_images(images)
     low, high = mx.min(images).item(), mx.max(images).item()
-    require(-1 <= low < 0 and high <= 1, f"images go from {low:g} to {high:g}, not from -1 to 1")
+    span = f"images go from {low:g} to {high:g}, not from -1 (black) to 1 (white)"
+    require(-1 <= low < min(high, 0) and high <= 1, span)  # NaN does not fit either
     require(epochs >= 1, f"epochs must be at least 1, not {epochs}")
-    require(1 <= batch_size <= len(images), f"batch_size must be 1 to {len(images)}, the images")
+    require(1 <= batch_size <= len(images), f"{len(images)} images for batch_size {batch_size}")
     crc = zlib.crc32(mx.round((images + 1) * 127.5).astype(mx.uint8))  # in bytes, as in files
     recipe = {"lr": lr, "beta1": beta1, "r1": r1, "ema": ema}
     options = {"images": crc, "batch_size": batch_size, "seed": seed} | recipe
@@ -277,9 +278,9 @@ def train(images, out="out", resume=False, init=init, G=generator, D=discriminat
     require(not wrong, f"negative, too large or NaN: {wrong}")
     mx.random.seed(seed)  # for an init that draws without a key
     state, info = init(seed), {"options": options}
-    fake = G(state["g"], mx.zeros((batch_size, LATENT)))  # for its shape: nothing is computed
-    fits = fake.shape == images[:batch_size].shape and D(state["d"], fake).size == batch_size
-    require(fits, f"G must draw {images.shape[1]} pixels, not {fake.shape}, D return B logits")
+    fake, shape = G(state["g"], mx.zeros((batch_size, LATENT))), images[:batch_size].shape
+    fits = fake.shape == shape and D(state["d"], fake).size == batch_size  # nothing is computed
+    require(fits, f"G must draw {shape}, not {fake.shape}, and D return a logit for each")
     if (out / CHECKPOINT).exists():
         require(resume, f"{out} holds a run: --resume (resume=True) goes on, or use another out")
         state, info = load(out / CHECKPOINT, like=state)
@@ -288,7 +289,7 @@ def train(images, out="out", resume=False, init=init, G=generator, D=discriminat
         check_processes(group, options | {"epochs": epochs, "last epoch": done})
     before = info.get("options", {})
     differ = {k: (before.get(k), x) for k, x in options.items() if x != before.get(k)}
-    require(not differ, f"the run in {out} cannot go on: (before, now) are {differ}")
+    require(not differ, f"{out} holds another run, (before, now, images by crc32): {differ}")
     require(done <= epochs, f"the run in {out} has {done} epochs already")
     out.mkdir(parents=True, exist_ok=True)  # fails before the work if it has to
     first = group is None or group.rank() == 0
@@ -328,7 +329,6 @@ def check_processes(group, given: dict) -> None:
     require(given["batch_size"] % group.size() == 0, "processes must divide batch_size")
 
 
-# ---------------------------------------------------------------------------- files
 def as_images(images) -> mx.array:
     """Grey square images (N, side * side) as contiguous float32. Raises Refused for others."""
     kind = mx if isinstance(images, mx.array) else np
@@ -407,7 +407,7 @@ def load_mnist(folder: str | Path = DATA) -> mx.array:
         pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(count, side * width)
     except (ValueError, EOFError, gzip.BadGzipFile, struct.error, zlib.error) as error:
         raise Refused(f"{path} is not a whole IDX file of square images: {error}") from None
-    return mx.array(pixels).astype(mx.float32) / 127.5 - 1
+    return mx.array(pixels.astype(np.float32) / 127.5 - 1)
 
 
 def fetch_mnist() -> None:

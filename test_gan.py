@@ -462,7 +462,7 @@ train, GREY = partial(gan.train, epochs=1), "images must be grey"
     case(partial(train, X, lr=math.nan), "lr", id="NaN as an option"),
     case(partial(train, X, seed=-1), "seed", id="a negative seed"),
     case(partial(train, X[:63]), "batch_size", id="fewer images than a batch"),
-    case(partial(train, (X + 1) / 2), "from 0 to 1,", id="images from 0 to 1"),
+    case(partial(train, (X + 1) / 2), "from 0 to 1, ", id="images from 0 to 1"),
     case(partial(train, X * 1.01), "from -1.01 to 1.01", id="images beyond -1 and 1"),
     case(partial(train, mx.array(pixels(64))), GREY, id="images of bytes"),
     case(partial(train, X[:, 1:]), GREY, id="images that are not square"),
