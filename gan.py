@@ -47,7 +47,7 @@ LATENT = 100  # the length of z
 def init_mlp(key: mx.array, sizes: tuple[int, ...]) -> dict:
     """Parameters {"fc1": {"weight": (in, out), "bias": (out,)}, "fc2": ...}, a layer for each
     pair of sizes. Weights are normal with variance 2 / in, which keeps the scale of signals
-    through ReLUs (He et al. 2015, arXiv 1502.01852). The last, without one, is drawn alike."""
+    through ReLUs (He et al. 2015, arXiv 1502.01852). The last layer, with no ReLU, is alike."""
     params, keys = {}, mx.random.split(key, len(sizes) - 1)
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         weight = mx.random.normal((n_in, n_out), key=keys[i]) * (2 / n_in) ** 0.5
@@ -118,8 +118,9 @@ def adam(params, grads, state, t, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dic
     """Step t = 1, 2, ... of Adam (Kingma & Ba 2015, arXiv 1412.6980): the new parameters and
     state. m and v are running means of the gradient and of its square. Momentum averages
     gradients that were taken against older opponents; with beta1 = 0, m is the gradient."""
-    grads = tree_map(lambda g: g.astype(mx.float32), grads)  # in float16, g * g would be 0
-    m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads)
+    m = grads = tree_map(lambda g: g.astype(mx.float32), grads)  # in float16, g * g would be 0
+    if beta1:
+        m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads)
     v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
     # A weight moves by lr * m_hat / (sqrt(v_hat) + eps). m_hat = m / (1 - beta1^t) and v_hat =
     # v / (1 - beta2^t) correct for the start at 0. Dividing the scalars first saves time.
@@ -149,7 +150,7 @@ def make_step(G=generator, D=discriminator, lr=7e-4, beta1=0.0, r1=0.3, ema=0.2,
     D and G. Pass other networks as G and D. To use another loss or optimizer, assign it to this
     module's d_loss, g_loss or adam before the first step. G's average spans about the last
     ema * t of t steps. The processes of an MLX `group` share each batch: they must divide B."""
-    lr, beta1, r1, ema = map(float, (lr, beta1, r1, ema))  # numpy's would ask t for its value
+    lr, beta1, r1, ema = map(float, (lr, beta1, r1, ema))  # MLX cannot trace numpy's
 
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
 
@@ -185,7 +186,7 @@ def make_step(G=generator, D=discriminator, lr=7e-4, beta1=0.0, r1=0.3, ema=0.2,
         random_key = mx.random.state[0]
         try:
             return compiled(*args)
-        except BaseException:  # of Python's run, where the random key is one without a value
+        except BaseException:  # while the graph is made, MLX's random key is a placeholder
             high, low = random_key.tolist()
             mx.random.seed(high << 32 | low)  # puts the key back
             raise
@@ -232,6 +233,7 @@ from tempfile import TemporaryDirectory
 
 from mlx.utils import tree_map_with_path, tree_unflatten
 
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 if sys.platform == "linux":
     if not openblas and mx.default_device() == mx.cpu:
         warnings.warn("MLX is slow: get libopenblas0, and import gan before mlx", stacklevel=2)
@@ -245,8 +247,6 @@ if sys.platform == "linux":
         for library in Path(os.environ["TMPDIR"], "mlx", mx.__version__, "cpu").glob("*.so"):
             if not library.stat().st_size and time.time() - library.stat().st_mtime > 0.2:
                 library.unlink()
-
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.csv"  # the names of a run's files
 
 
 class Refused(ValueError):
@@ -270,7 +270,7 @@ def train(images, out="out", resume=False, init=init, G=generator, D=discriminat
     span = f"images go from {low:g} to {high:g}, not from -1 (black) to 1 (white)"
     require(-1 <= low < min(high, 0) and high <= 1, span)  # NaN does not fit either
     require(epochs >= 1, f"epochs must be at least 1, not {epochs}")
-    require(1 <= batch_size <= len(images), f"{len(images)} images for batch_size {batch_size}")
+    require(1 <= batch_size <= len(images), f"batch_size {batch_size} of {len(images)} images")
     crc = zlib.crc32(mx.round((images + 1) * 127.5).astype(mx.uint8))  # in bytes, as in files
     recipe = {"lr": lr, "beta1": beta1, "r1": r1, "ema": ema}
     options = {"images": crc, "batch_size": batch_size, "seed": seed} | recipe
