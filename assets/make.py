@@ -5,12 +5,11 @@
 """Make the pictures and the table of the README: `python -m assets.make PART`. PART, with the time
 on two CPU cores, is
 
-train     The trainings that pictures and table read, a core for each, into runs/, where stopped ones
-          go on: three seeds of each, two hours. `train 0`, for the pictures alone: 50 minutes.
+train     The trainings for pictures and table, into runs/, where stopped ones go on: three seeds
+          of each, two hours. `train 0`, for the pictures alone: 50 minutes.
 pictures  All others (fashion.png needs Debian's dataset-fashion-mnist). Seconds.
 digits    conditional.png, and the share of its digits that evaluate.py reads as asked. 5 minutes.
 table     By evaluate.py: means over the seeds that are there, ± half their range. 5 minutes.
-
 It needs matplotlib, and what evaluate.py needs."""
 
 import multiprocessing
@@ -78,8 +77,8 @@ def draw_gif() -> None:
         text = f"epoch {len(frames)}"
         ImageDraw.Draw(frames[-1]).text((112, 13), text, 255, font, anchor="mm")
     times = [max(150, 1000 // epoch) for epoch in range(1, 45)] + [3000]  # of frames, in ms
-    gif = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
-    frames[0].save(ASSETS / "epochs.gif", **gif)
+    gif = {"append_images": frames[1:], "duration": times, "loop": 0}
+    frames[0].save(ASSETS / "epochs.gif", save_all=True, **gif)
 
 
 def pictures() -> None:
@@ -117,8 +116,7 @@ def digits() -> None:
     images = np.array(conditional.generator(conditional.state["ema"], z)[:, :784])
     look = evaluate.make_classifier()
     asked = look(images)[1].numpy() == np.array(z[:, :10].argmax(1))
-    print(f"{asked.mean():.1%} of 10,000 samples show the digit asked for.")
-    print(evaluate.HEAD, evaluate.cells(evaluate.make_measure(look)[0](images)))
+    print(f"{asked.mean():.1%} as asked", evaluate.cells(evaluate.make_measure(look)[0](images)))
 
 
 def table() -> None:

@@ -6,12 +6,9 @@
 mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). Where each core
 has a process, set OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the
 project at the same path, `--hosts 10.0.0.1,10.0.0.2`. NCCL (NVIDIA) and `--backend jaccl`
-(Thunderbolt) have not been run. On two cores, MPI's two processes were MPI_PLAIN times as fast as
-one, and MPI_CONV times with convolutions.
-
-All processes need the same images and options, which `train` compares. Process 0 writes: all see
-the run's folder, or none but process 0, and then the run cannot be resumed. The losses are those of
-one process, to rounding, if the networks draw no random numbers without a key.
+(Thunderbolt) have not been run. All processes need the same images and
+options, which `train` compares. Process 0 writes: all see the run's folder, or none but process 0,
+and then the run cannot be resumed. The losses are those of one process, to rounding.
 """
 
 import importlib

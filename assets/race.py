@@ -6,8 +6,8 @@
 machine that is otherwise idle and has no GPU, `python -m assets.race` prints the time of a step in
 the others over that of gan.py: five minutes, after `pip install torch jax optax`.
 
-A contestant gets its batches in stretches, arrays of row numbers (steps, batch size), and yields
-when a stretch is computed. Each has a process of its own: PyTorch and JAX without MLX and OpenBLAS.
+Contestants get stretches of batches, row numbers (steps, batch size), and yield after each. They
+have processes of their own: PyTorch and JAX without MLX and OpenBLAS.
 """
 
 import subprocess
@@ -138,11 +138,10 @@ CONTESTANTS = {"gan.py": ours, "mlx.nn": mlx_nn, "PyTorch": pytorch, "JAX": jax_
 
 
 def measure(name: str, batch: int) -> None:
-    """Prints the seconds of a stretch, of which the first is to warm up."""
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
     stretches = CONTESTANTS[name](images, rng.integers(0, len(images), (6, 12, batch)))
-    print(np.median(np.diff([time.perf_counter() for _ in stretches])))
+    print(np.median(np.diff([time.perf_counter() for _ in stretches])))  # the first warms up
 
 
 def seconds(*args: str) -> float:
