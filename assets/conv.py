@@ -1,8 +1,7 @@
 """A convolutional pair for MNIST: `python -m assets.conv`, a quarter of an hour on two CPU cores.
 
-Convolutions come after the generator of gan.py and before its discriminator. Instead of strides,
-pixels move into channels and back (Shi et al. 2016, arXiv 1609.05158), which is faster on a CPU.
-The run is the folder conv/, with conv/samples.png; given again, the command goes on with it.
+Convolutions come after the generator of gan.py and before its discriminator; pixels move into
+channels and back (Shi et al. 2016, arXiv 1609.05158). Given again, it goes on with the run in conv/.
 """
 
 import gan  # isort: skip: before MLX, for OpenBLAS

@@ -1,8 +1,8 @@
 """A GAN that collapses, and one that does not, in ten seconds: `python -m assets.groups`.
 
 The images have 4 x 4 pixels and come in four groups, each with another bright row. The recipe of
-gan.py draws all four, each at about 0.25. The bare recipe, which has the framework's initial
-variance, momentum, no R1 and no average, draws one. Loop and size of the images are its own.
+gan.py draws all four, each at about 0.25; the bare recipe, with the framework's initial variance,
+momentum, no R1 and no average, draws one. The loop, and the size of the images, are its own.
 """
 
 import gan  # isort: skip: before MLX, for OpenBLAS

@@ -1,5 +1,4 @@
 """Train on several processes, which share each batch: their number must divide its size.
-
     mpirun -n 2 python -m assets.parallel             the networks of gan.py, into out/
     mlx.launch -n 2 -- .venv/bin/python -m assets.parallel conv    those of assets/conv.py, into conv/
 
@@ -11,12 +10,15 @@ options, which `train` compares. Process 0 writes: all see the run's folder, or 
 and then the run cannot be resumed. The losses are those of one process, to rounding.
 """
 
-import importlib
 import os
 import sys
 
 import gan  # isort: skip: before MLX, for OpenBLAS
 import mlx.core as mx
+
+from assets import conv
+
+PAIRS = {"out": (gan, {}), "conv": (conv, conv.OPTIONS)}  # by the run's folder
 
 
 def init_group() -> mx.distributed.Group:
@@ -42,8 +44,8 @@ def end(kind, error, traceback) -> None:
 
 if __name__ == "__main__":
     group = init_group()
-    pair = importlib.import_module(f"assets.{sys.argv[1]}") if sys.argv[1:] else gan
-    out, options = (sys.argv[1], pair.OPTIONS) if sys.argv[1:] else ("out", {})
+    out = sys.argv[1] if sys.argv[1:] else "out"
+    pair, options = PAIRS[out]
     networks = {"init": pair.init, "G": pair.generator, "D": pair.discriminator}
     gan.train(gan.load_mnist(), out, resume=True, group=group, **networks, **options)
     if group.rank() == 0:

@@ -6,9 +6,8 @@
 machine that is otherwise idle and has no GPU, `python -m assets.race` prints the time of a step in
 the others over that of gan.py: five minutes, after `pip install torch jax optax`.
 
-Contestants get stretches of batches, row numbers (steps, batch size), and yield after each. They
-have processes of their own: PyTorch and JAX without MLX and OpenBLAS.
-"""
+Contestants get stretches of batches, row numbers (steps, batch size), and yield after each, in
+processes of their own: PyTorch and JAX without MLX and OpenBLAS."""
 
 import subprocess
 import sys
