@@ -151,7 +151,6 @@ def make_step(G=generator, D=discriminator, lr=7e-4, beta1=0.0, r1=0.3, ema=0.2,
     module's d_loss, g_loss or adam before the first step. G's average spans about the last
     ema * t of t steps. The processes of an MLX `group` share each batch: they must divide B."""
     lr, beta1, r1, ema = map(float, (lr, beta1, r1, ema))  # MLX cannot trace numpy's
-
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
 
     def mean(tree):  # over the processes, in a tree of the same form
@@ -179,7 +178,7 @@ def make_step(G=generator, D=discriminator, lr=7e-4, beta1=0.0, r1=0.3, ema=0.2,
         return state | new, mx.stack([loss_d, loss_g])
 
     # Python runs the step once per shape and type, to make the graph: no numpy, `print` or `if`
-    # of arrays (but by MLX_DISABLE_COMPILE=1). MLX's random state takes part, as for dropout.
+    # of arrays (MLX_DISABLE_COMPILE=1 allows them). MLX's random state takes part, for dropout.
     compiled = mx.compile(step, inputs=mx.random.state, outputs=mx.random.state)
 
     def safe_step(*args):
@@ -246,7 +245,7 @@ if sys.platform == "linux":
         # Ctrl-C also ends a compiler at work, whose empty file MLX would then load for ever.
         for library in Path(os.environ["TMPDIR"], "mlx", mx.__version__, "cpu").glob("*.so"):
             if not library.stat().st_size and time.time() - library.stat().st_mtime > 0.2:
-                library.unlink()
+                library.unlink()  # after 0.2 s, no compiler is about to write it
 
 
 class Refused(ValueError):
