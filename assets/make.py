@@ -37,7 +37,6 @@ def framework(seed: int) -> dict:
 
 
 BARE = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
-CONV = conv.OPTIONS | {"init": conv.init, "G": conv.generator, "D": conv.discriminator}
 TRAININGS = {  # rows of the table: their options, where they are not the default and 10 epochs
     "this one": {},
     "without R1": {"r1": 0},
@@ -47,7 +46,7 @@ TRAININGS = {  # rows of the table: their options, where they are not the defaul
     "bare": BARE | {"init": framework},
     "bare with He initialisation": BARE,
     "this one, 45 epochs": {"epochs": 45},
-    "convolutional, 15 epochs": CONV,
+    "convolutional, 15 epochs": conv.OPTIONS,
     "Fashion-MNIST": {"epochs": 12},
 }
 

@@ -1,13 +1,14 @@
 """Train on several processes, which share each batch: their number must divide its size.
+
     mpirun -n 2 python -m assets.parallel             the networks of gan.py, into out/
     mlx.launch -n 2 -- .venv/bin/python -m assets.parallel conv    those of assets/conv.py, into conv/
 
 mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). Where each core
 has a process, set OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the
 project at the same path, `--hosts 10.0.0.1,10.0.0.2`. NCCL (NVIDIA) and `--backend jaccl`
-(Thunderbolt) have not been run. All processes need the same images and
-options, which `train` compares. Process 0 writes: all see the run's folder, or none but process 0,
-and then the run cannot be resumed. The losses are those of one process, to rounding.
+(Thunderbolt) have not been run. All processes need the same images and options, which `train`
+compares. Process 0 writes: all see the run's folder, or none but process 0, and then the run cannot
+be resumed. The losses are those of one process, to rounding.
 """
 
 import os
@@ -18,7 +19,7 @@ import mlx.core as mx
 
 from assets import conv
 
-PAIRS = {"out": (gan, {}), "conv": (conv, conv.OPTIONS)}  # by the run's folder
+PAIRS = {"out": {}, "conv": conv.OPTIONS}  # options of train, by the run's folder
 
 
 def init_group() -> mx.distributed.Group:
@@ -45,8 +46,6 @@ def end(kind, error, traceback) -> None:
 if __name__ == "__main__":
     group = init_group()
     out = sys.argv[1] if sys.argv[1:] else "out"
-    pair, options = PAIRS[out]
-    networks = {"init": pair.init, "G": pair.generator, "D": pair.discriminator}
-    gan.train(gan.load_mnist(), out, resume=True, group=group, **networks, **options)
+    gan.train(gan.load_mnist(), out, resume=True, group=group, **PAIRS[out])
     if group.rank() == 0:
         print(f"finished: see {out}")
