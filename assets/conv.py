@@ -49,4 +49,5 @@ OPTIONS = {"epochs": 15, "batch_size": 128, "lr": 1e-3, "r1": 1, "ema": 0.05}
 OPTIONS |= {"init": init, "G": generator, "D": discriminator}
 
 if __name__ == "__main__":
+    gan.use_own_cache()
     gan.train(gan.load_mnist(), "conv", resume=True, **OPTIONS)

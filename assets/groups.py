@@ -15,13 +15,6 @@ centres = np.eye(4).repeat(4, 1) * 1.6 - 0.8  # in group i, row i is 0.8 and the
 images = mx.array(centres.repeat(640, 0) + rng.normal(0, 0.1, (2560, 16)), mx.float32)
 
 
-def init(seed):
-    g_key, d_key, key = mx.random.split(mx.random.key(seed), 3)
-    g = gan.init_mlp(g_key, (gan.LATENT, 64, 64, 16))
-    d = gan.init_mlp(d_key, (16, 64, 64, 1))
-    return gan.make_state(key, g, d)
-
-
 def shares(state, step, epochs=80):
     """Train, and return the share of each group in 1,000 samples."""
     for _ in range(epochs):
@@ -31,8 +24,14 @@ def shares(state, step, epochs=80):
     return np.bincount(np.array(rows.argmax(1)), minlength=4) / 1000
 
 
-state = init(0)
-print("this recipe:", shares(state, gan.make_step()))
-g, d = tree_map(lambda weights: weights / 6**0.5, (state["g"], state["d"]))
-bare = gan.make_step(lr=2e-4, beta1=0.5, r1=0, ema=0)
-print("bare recipe:", shares(gan.make_state(state["key"], g, d), bare))
+def framework(state):
+    """The same networks, with the sixth of the variance that mlx.nn.Linear starts with."""
+    g, d = tree_map(lambda weights: weights / 6**0.5, (state["g"], state["d"]))
+    return gan.make_state(state["key"], g, d)
+
+
+if __name__ == "__main__":
+    state = gan.init(0, pixels=16, hidden=(64, 64))
+    print("this recipe:", shares(state, gan.make_step()))
+    bare = gan.make_step(lr=2e-4, beta1=0.5, r1=0, ema=0)
+    print("bare recipe:", shares(framework(state), bare))

@@ -5,14 +5,17 @@
 
 mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). Where each core
 has a process, set OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the
-project at the same path, `--hosts 10.0.0.1,10.0.0.2`. NCCL (NVIDIA) and `--backend jaccl`
-(Thunderbolt) have not been run. All processes need the same images and options, which `train`
-compares. Process 0 writes: all see the run's folder, or none but process 0, and then the run cannot
-be resumed. The losses are those of one process, to rounding.
+project at the same path, `--hosts 10.0.0.1,10.0.0.2`. On NVIDIA it takes NCCL, and a GPU for each
+process. On a Mac, mpirun needs MLX_MPI_LIBNAME with the path of its libmpi.dylib; two processes on
+one GPU gain nothing, and Metal ends a process that waits for another for more than some five
+seconds. NCCL, Macs and `--backend jaccl` (Thunderbolt) have not been run. Process 0 writes: all see
+the run's folder, or none but process 0, and then the run cannot be resumed. The losses are those of
+one process, to rounding.
 """
 
 import os
 import sys
+import zlib
 
 import gan  # isort: skip: before MLX, for OpenBLAS
 import mlx.core as mx
@@ -34,6 +37,22 @@ def init_group() -> mx.distributed.Group:
     return group
 
 
+def train(group, images, out="out", **options) -> dict:
+    """gan.train for all processes of the group. Raises gan.Refused in each of them if they were not
+    given the same, or if their number does not divide the batch."""
+    images, path = gan.as_images(images), gan.Path(out).expanduser() / gan.CHECKPOINT
+    done = gan.load(path)[1]["epoch"] if path.exists() else 0
+    values = {name: x for name, x in options.items() if not callable(x)}
+    mine = {"images (crc32)": zlib.crc32(images), "epochs done": done, **values}
+    crc = mx.array([zlib.crc32(repr(mine).encode())], mx.uint32)
+    same = len(set(mx.distributed.all_gather(crc, group=group).tolist())) == 1
+    gan.require(same, f"the processes differ; this one, {group.rank()}, has {mine}")
+    batch_size = options.get("batch_size", gan.BATCH_SIZE)
+    fits = batch_size % group.size() == 0
+    gan.require(fits, f"{group.size()} processes must divide batch_size {batch_size}")
+    return gan.train(images, out, group=group, **options)
+
+
 def end(kind, error, traceback) -> None:
     if issubclass(kind, (gan.Refused, OSError, FloatingPointError)):
         print(f"parallel.py: {error}", file=sys.stderr)
@@ -44,8 +63,8 @@ def end(kind, error, traceback) -> None:
 
 
 if __name__ == "__main__":
-    group = init_group()
     out = sys.argv[1] if sys.argv[1:] else "out"
-    gan.train(gan.load_mnist(), out, resume=True, group=group, **PAIRS[out])
-    if group.rank() == 0:
-        print(f"finished: see {out}")
+    if out not in PAIRS:
+        sys.exit(f"parallel.py: {out} is none of {', '.join(PAIRS)}")
+    gan.use_own_cache()
+    train(init_group(), gan.load_mnist(), out, resume=True, **PAIRS[out])
