@@ -314,7 +314,7 @@ def write_epoch(out: Path, state: dict, G, options: dict, epoch: int, log: str) 
 
 def as_images(images) -> mx.array:
     """Grey square images (N, side * side) as float32. Raises Refused for others."""
-    images = mx.array(images).astype(mx.float32)
+    images = mx.asarray(images, mx.float32)
     square = images.ndim == 2 and round(images.shape[1] ** 0.5) ** 2 == images.shape[1]
     require(square and images.size, f"images must be grey, (N, side * side), not {images.shape}")
     return images
