@@ -182,8 +182,8 @@ def make_step(G=generator, D=discriminator, d_loss=d_loss, g_loss=g_loss,
         return state | new, mx.stack([loss_d, loss_g])  # what else `init` put there stays
 
     # Python runs the step once for each shape of a batch, to make a graph. Numbers, attributes
-    # or coins of `random` that it reads then are constants of the graph: keep what shall change in
-    # the state (in d, under stop_gradient). MLX's own random state is passed, as for dropout.
+    # or coins of `random` which it reads then are constants of the graph: what shall change must
+    # be in the state (in d, under stop_gradient). MLX's random state takes part, as for dropout.
     @partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
     def compiled(*args):
         try:
@@ -314,7 +314,7 @@ def write_epoch(out: Path, state: dict, G, options: dict, epoch: int, log: str) 
 
 def as_images(images) -> mx.array:
     """Grey square images (N, side * side) as float32. Raises Refused for others."""
-    images = mx.asarray(images, mx.float32)
+    images = mx.contiguous(mx.asarray(images, mx.float32))
     square = images.ndim == 2 and round(images.shape[1] ** 0.5) ** 2 == images.shape[1]
     require(square and images.size, f"images must be grey, (N, side * side), not {images.shape}")
     return images
