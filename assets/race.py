@@ -143,16 +143,14 @@ def measure(name: str, batch: int) -> None:
     print(np.median(np.diff([time.perf_counter() for _ in stretches])))  # the first warms up
 
 
-def seconds(*args: str) -> float:
-    command = [sys.executable, "-m", "assets.race", *args]
-    return float(subprocess.run(command, check=True, capture_output=True).stdout)
-
-
 if __name__ == "__main__":
     if sys.argv[1:]:
         sys.exit(measure(sys.argv[1], int(sys.argv[2])))
-    print(f"| time of a step | {' | '.join(list(CONTESTANTS)[1:])} |\n|{' --- |' * 4}")
-    for batch in (64, 256):
-        rounds = [[seconds(name, str(batch)) for name in CONTESTANTS] for _ in range(5)]
+    print(f"| time of a step | {' | '.join([*CONTESTANTS][1:])} |\n|{' --- |' * 4}")
+    run = partial(subprocess.run, check=True, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "assets.race"]
+    for batch in ("64", "256"):
+        seconds = lambda name, batch=batch: float(run([*command, name, batch]).stdout)
+        rounds = [[*map(seconds, CONTESTANTS)] for _ in range(5)]
         ratios = np.median([np.divide(times, own) for own, *times in rounds], 0)
         print(f"| batch {batch} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
