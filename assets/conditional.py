@@ -3,10 +3,9 @@
 This is a conditional GAN (Mirza & Osindero 2014, arXiv 1411.1784) by one call of gan.train. The
 label is part of the image: the first ten pixels, black in all of MNIST, become ten lamps, of which
 the digit's is white. G takes the digit from the first ten numbers of z, the largest one, and lights
-its lamp. D sees the lamps as 0 and 16, since ten pixels of 784 would hardly count; R1 sees the image
-as it is. Real images under another one's lamps are fakes for D too (Reed et al. 2016, arXiv
-1605.05396): without that, ten times as many digits are not those asked for. Given again, this goes
-on with the run in conditional/. `draw` draws, once that is trained.
+its lamp. D sees the lamps as 0 and 16, since ten pixels of 784 would hardly count. Real images with
+another one's lamps are fakes for D too (Reed et al. 2016, arXiv 1605.05396), without which more than
+ten times as many digits are wrong. Given again, this goes on with the run in conditional/.
 """
 
 import gan  # isort: skip: before MLX, for OpenBLAS

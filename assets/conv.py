@@ -1,5 +1,4 @@
 """A convolutional pair for MNIST: `python -m assets.conv`, a quarter of an hour on two CPU cores.
-
 Convolutions come after the generator of gan.py and before its discriminator; pixels move into
 channels and back (Shi et al. 2016, arXiv 1609.05158). Given again, it goes on with the run in conv/.
 """

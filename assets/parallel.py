@@ -5,11 +5,11 @@
 
 mpirun is Open MPI's (`apt-get install openmpi-bin`; root adds --allow-run-as-root); on a Mac, it
 needs MLX_MPI_LIBNAME with the path of libmpi.dylib. Where each core has a process, set
-OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, and for several machines, with the project at the same
-path, `--hosts 10.0.0.1,10.0.0.2`; on NVIDIA, NCCL and a GPU for each process. Two processes on the
-one GPU of a Mac gain nothing, and Metal ends one that waits for more than some five seconds. NCCL,
-Macs and `--backend jaccl` (Thunderbolt) have not been run. Process 0 writes: all see the run's
-folder, or none but process 0, and then the run cannot be resumed.
+OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, also over several machines with the project at one
+path (`--hosts 10.0.0.1,10.0.0.2`); on NVIDIA, NCCL and a GPU for each process. Two processes on the
+one GPU of a Mac gain nothing, and Metal ends one that waits for some five seconds. NCCL, Macs and
+`--backend jaccl` have not been run. Process 0 writes: the others see the run's folder too, or a run
+cannot be resumed.
 """
 
 import contextlib
@@ -43,14 +43,13 @@ def train(group, images, out="out", **options) -> dict:
     given the same, or if their number does not divide the batch."""
     images, path = gan.as_images(images), gan.Path(out).expanduser() / gan.CHECKPOINT
     done = gan.load(path)[1]["epoch"] if path.exists() else 0
-    values = {name: x for name, x in options.items() if not callable(x)}
-    mine = {"images (crc32)": zlib.crc32(images), "epochs done": done, **values}
+    mine = {"images (crc32)": zlib.crc32(images), "epochs done": done}
+    mine |= {name: x for name, x in options.items() if not callable(x)}
     crc = mx.array([zlib.crc32(repr(mine).encode())], mx.uint32)
     same = len(set(mx.distributed.all_gather(crc, group=group).tolist())) == 1
     gan.require(same, f"the processes differ; this one, {group.rank()}, has {mine}")
-    batch_size = options.get("batch_size", gan.BATCH_SIZE)
-    fits = batch_size % group.size() == 0
-    gan.require(fits, f"{group.size()} processes must divide batch_size {batch_size}")
+    n, batch_size = group.size(), options.get("batch_size", gan.BATCH_SIZE)
+    gan.require(batch_size % n == 0, f"{n} processes must divide batch_size {batch_size}")
     with contextlib.redirect_stdout(io.StringIO() if group.rank() else sys.stdout):
         return gan.train(images, out, group=group, **options)
 

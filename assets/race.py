@@ -2,12 +2,11 @@
 # requires-python = ">=3.10"
 # dependencies = ["mlx[cpu]>=0.32.4", "numpy>=1.26", "torch", "jax", "optax"]
 # ///
-"""The training step of gan.py in four frameworks, each written as its users would write it. On a
-machine that is otherwise idle and has no GPU, `python -m assets.race` prints the time of a step in
-the others over that of gan.py: five minutes, after `pip install torch jax optax`.
-
-Contestants get stretches of batches, row numbers (steps, batch size), and yield after each, in
-processes of their own: PyTorch and JAX without MLX and OpenBLAS."""
+"""The training step of gan.py in four frameworks, each written as its users would write it:
+`python -m assets.race`, after `pip install torch jax optax`, on a machine that is otherwise idle and
+has no GPU, prints the time of a step in the others over that of gan.py. Five minutes. Contestants
+run in processes of their own, and PyTorch and JAX without MLX and OpenBLAS; they get stretches of
+batches, row numbers (steps, batch size), and yield after each."""
 
 import subprocess
 import sys
@@ -136,16 +135,13 @@ def jax_optax(images, stretches):
 CONTESTANTS = {"gan.py": ours, "mlx.nn": mlx_nn, "PyTorch": pytorch, "JAX": jax_optax}
 
 
-def measure(name: str, batch: int) -> None:
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
-    stretches = CONTESTANTS[name](images, rng.integers(0, len(images), (6, 12, batch)))
-    print(np.median(np.diff([time.perf_counter() for _ in stretches])))  # the first warms up
-
-
 if __name__ == "__main__":
     if sys.argv[1:]:
-        sys.exit(measure(sys.argv[1], int(sys.argv[2])))
+        rng, (name, batch) = np.random.default_rng(0), sys.argv[1:]
+        images = rng.uniform(-1, 1, (60_000, 784)).astype(np.float32)  # what they show is no matter
+        stretches = CONTESTANTS[name](images, rng.integers(0, len(images), (6, 12, int(batch))))
+        print(np.median(np.diff([time.perf_counter() for _ in stretches])))  # the first warms up
+        sys.exit()
     print(f"| time of a step | {' | '.join([*CONTESTANTS][1:])} |\n|{' --- |' * 4}")
     run = partial(subprocess.run, check=True, stdout=subprocess.PIPE)
     command = [sys.executable, "-m", "assets.race"]
