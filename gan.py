@@ -296,9 +296,10 @@ def check(images: mx.array, epochs: int, options: dict) -> dict:
     """Raise Refused for values out of range; return what a resumed run must have in common."""
     low, high = mx.min(images).item(), mx.max(images).item()
     require(-1 <= low < 0 < high <= 1, f"images go from {low:g} to {high:g}, not from -1 to 1")
-    limits = {"epochs": (1, 9999), "batch_size": (1, len(images)), "beta1": (0, 0.999)}
+    limits = {"epochs": (1, 9999), "batch_size": (1, len(images)), "seed": (0, 2**32 - 1)}
+    limits |= {"beta1": (0, 0.999), "ema": (0, 1)}
     for name, x in {"epochs": epochs, **options}.items():
-        least, most = limits.get(name, (0, 2**32 - 1))
+        least, most = limits.get(name, (0, np.inf))
         require(least <= x <= most, f"{name} must be from {least} to {most}, not {x}")
     return {"images (crc32)": zlib.crc32(images)} | options
 
@@ -418,8 +419,7 @@ def fetch_mnist() -> None:
 
 
 def use_own_cache() -> None:
-    """On Linux, MLX runs code that it finds in the temp folder, and /tmp is everybody's. Unless
-    TMPDIR is set, take a folder of the user's, one for each kind of processor."""
+    """Let MLX compile in the user's own folder: it runs what it finds, /tmp is everybody's."""
     with contextlib.suppress(OSError):  # where it cannot be written to, the temp folder remains
         if sys.platform == "linux" and not os.environ.get("TMPDIR"):
             home = Path("~/.cache/gan.py", os.uname().machine).expanduser()

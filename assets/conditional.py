@@ -51,7 +51,8 @@ def draw(g: dict, digits, key: mx.array) -> mx.array:
     return mx.where(LAMPS, -1, generator(g, z))
 
 
-OPTIONS = {"epochs": 24, "G": generator, "D": discriminator, "d_loss": d_loss}
+init = lambda seed: gan.init(seed) | {"lamps": mx.array(10)}  # gan.py --sample refuses its runs
+OPTIONS = {"epochs": 24, "init": init, "G": generator, "D": discriminator, "d_loss": d_loss}
 
 if __name__ == "__main__":
     gan.use_own_cache()

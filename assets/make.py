@@ -90,7 +90,7 @@ def pictures() -> None:
 def digits() -> None:
     from assets import evaluate
 
-    state, info = gan.load(f"conditional/{gan.CHECKPOINT}", like=gan.init(0))
+    state, info = gan.load(f"conditional/{gan.CHECKPOINT}")
     shutil.copy("conditional/digits.png", ASSETS / "conditional.png")
     asked = np.arange(10_000) % 10
     images = np.array(conditional.draw(state["ema"], asked, mx.random.key(0)))
