@@ -89,7 +89,7 @@ def uncompiled():
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "deep" / "out"
-    line = "--data", folder_of(out.parent / "data", idx(pixels(320))), "--out", out
+    line = "--data", folder_of(out.parent / "data", idx(pixels(160))), "--out", out
     done = python(HERE / "gan.py", *line, "--epochs=3", "--batch-size=32")
     assert done.stdout.endswith(f"see {out}\n") and not done.stderr, done.stderr
     return out
@@ -310,7 +310,7 @@ def test_stopped_anywhere(project, run, by, sign):
         if child.poll() is None:  # it may have been faster
             os.killpg(child.pid, by)
         out, said = child.communicate()
-    assert out.startswith("epochs 1 to 3 of 320 images") or sign == "new"  # before it compiles
+    assert out.startswith("epochs 1 to 3 of 160 images") or sign == "new"  # before it compiles
     if by == signal.SIGINT and child.returncode:
         assert child.returncode == 130 and "--resume" in said and said.count("\n") == 1, said
     assert ("epoch 1/3" not in python(*line, cwd=project).stdout) >= ("/" in sign)
@@ -326,7 +326,7 @@ def test_resume(tmp_path, project, capsys):
     for name, old, new in (("seed", 0, 1), ("batch_size", 16, 32), ("lr", 7e-4, 1e-3)):
         with pytest.raises(gan.Refused, match=f"{name}.*{old}, {new}"):
             train(x, tmp_path / "a", epochs=3, **{name: new})
-    x = images(320)  # the same call goes on with a run of the command line
+    x = images(160)  # the same call goes on with a run of the command line
     for y in (x, np.asfortranarray(x), mx.array(x.T).T, x.astype(float), x.tolist()):
         gan.train(y, project / "out", resume=True, epochs=4, batch_size=32)
     assert len(log(project / "out")) == 4
@@ -549,19 +549,19 @@ def test_two_processes(project, by, line, words):
 def test_groups_conv_parallel(project):
     done = python("-m", "assets.groups", cwd=project)
     ours, bare = (list(map(float, x.split())) for x in re.findall(r"\[(.*?)\]", done.stdout))
-    assert min(ours) > 0.15 and max(bare) > 0.7, done.stdout + done.stderr
+    assert min(ours) > 0.1 and max(bare) > 0.7, done.stdout + done.stderr
     assert "mpirun" in python("-m", "assets.parallel", cwd=project).stderr
     assert "out, conv" in python("-m", "assets.parallel", "new", cwd=project).stderr
-    assert "finished after epoch 15" in python("-m", "assets.conv", cwd=project).stdout
-    program = "import gan; from assets import conv, parallel; group = parallel.init_group(); "
-    program += "options = conv.OPTIONS | {'epochs': 1}; "
-    program += "parallel.train(group, gan.load_mnist(), 'two', **options)"
-    said = launch("mlx.launch", "-c", program, cwd=project)
+    program = "import gan; from assets import conv, parallel; x = gan.load_mnist(); "
+    program += "o = {'out': 'two', 'resume': True} | conv.OPTIONS; "
+    two = program + "parallel.train(parallel.init_group(), x, **o | {'epochs': 1})"
+    said = launch("mlx.launch", "-c", two, cwd=project)
     assert said.count("finished after epoch 1: see two") == 1, said
+    done = python("-c", program + "gan.train(x, **o | {'epochs': 2})", cwd=project)
+    assert "epoch 2/2" in done.stdout and "epoch 1/2" not in done.stdout, done.stderr
 
 
 def test_conditional(tmp_path):
-    """Four groups, each with another bright quarter, are drawn as asked."""
     mx.enable_compile()
     labels, asked = np.arange(3200) % 4, np.arange(500) % 4
     bright = np.arange(784) // 196 == labels[:, None]

@@ -13,7 +13,7 @@ centres = np.eye(4).repeat(4, 1) * 1.6 - 0.8  # in group i, row i is 0.8 and the
 images = mx.array(centres.repeat(640, 0) + rng.normal(0, 0.1, (2560, 16)), mx.float32)
 
 
-def shares(state, step, epochs=80):
+def shares(state, step, epochs=50):
     """Train, and return the share of each group in 1,000 samples."""
     for _ in range(epochs):
         batches = rng.permutation(len(images)).reshape(-1, 64)
