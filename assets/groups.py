@@ -23,8 +23,7 @@ def shares(state, step, epochs=50):
 
 
 def framework(state):
-    """The same networks, with the sixth of the variance that mlx.nn.Linear starts with."""
-    g, d = tree_map(lambda weights: weights / 6**0.5, (state["g"], state["d"]))
+    g, d = tree_map(lambda w: w / 6**0.5, (state["g"], state["d"]))  # mlx.nn.Linear's variance
     return gan.make_state(state["key"], g, d)
 
 

@@ -10,8 +10,7 @@ train     The trainings, into runs/, where stopped ones go on: three seeds of ea
 pictures  All others (fashion.png needs Debian's dataset-fashion-mnist). Seconds.
 digits    After `python -m assets.conditional`: conditional.png, and how many of 10,000 digits
           evaluate.py reads as asked. 3 minutes.
-table     By evaluate.py: means over the seeds that are there, ± half their range. 5 minutes.
-It needs matplotlib, and what evaluate.py needs."""
+table     By evaluate.py: means over the seeds that are there, ± half their range. 5 minutes."""
 
 import os
 import re

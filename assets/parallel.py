@@ -8,8 +8,7 @@ needs MLX_MPI_LIBNAME with the path of libmpi.dylib. Where each core has a proce
 OPENBLAS_NUM_THREADS=1. mlx.launch takes TCP, also over several machines with the project at one
 path (`--hosts 10.0.0.1,10.0.0.2`); on NVIDIA, NCCL and a GPU for each process. Two processes on the
 one GPU of a Mac gain nothing, and Metal ends one that waits for some five seconds. NCCL, Macs and
-`--backend jaccl` have not been run. Process 0 writes: the others see the run's folder too, or a run
-cannot be resumed.
+`--backend jaccl` have not been run. To resume a run, all processes must see its folder.
 """
 
 import contextlib
