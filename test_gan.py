@@ -323,7 +323,7 @@ def test_resume(tmp_path, project, capsys):
     assert_same(train(x, tmp_path / "a", epochs=2), train(x, tmp_path / "a", epochs=2))
     said = capsys.readouterr().out
     assert said.count("finished after epoch 2") == 2 and said.count("compiles") == 1, said
-    for name, old, new in (("seed", 0, 1), ("batch_size", 16, 32), ("lr", 7e-4, 1e-3)):
+    for name, old, new in (("seed", 0, 1), ("batch_size", 16, 32), ("lr", gan.LR, 1e-3)):
         with pytest.raises(gan.Refused, match=f"{name}.*{old}, {new}"):
             train(x, tmp_path / "a", epochs=3, **{name: new})
     x = images(160)  # the same call goes on with a run of the command line
@@ -566,7 +566,7 @@ def test_conditional(tmp_path):
     labels, asked = np.arange(3200) % 4, np.arange(500) % 4
     bright = np.arange(784) // 196 == labels[:, None]
     x = conditional.light(mx.array(images(3200) / 3 + bright * 1.2 - 0.6), labels)
-    small = {"init": partial(gan.init, hidden=(64, 64)), "batch_size": 32, "epochs": 12}
+    small = {"init": partial(gan.init, hidden=(64, 64)), "batch_size": 32, "epochs": 12, "lr": 7e-4}
     state = gan.train(x, tmp_path, **conditional.OPTIONS | small)
     drawn = conditional.draw(state["ema"], asked, key(0))
     assert np.mean(np.array(drawn).reshape(500, 4, 196).mean(2).argmax(1) == asked) >= 0.9
