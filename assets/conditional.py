@@ -22,7 +22,7 @@ def generator(g, z):
 
 
 def discriminator(d, x):
-    return gan.discriminator(d, x + mx.stop_gradient((8 + 7 * x) * LAMPS))
+    return gan.discriminator(d, x + mx.stop_gradient((8 + 7 * x) * LAMPS))  # R1 sees x
 
 
 def d_loss(d, real, fake, r1, D):

@@ -103,9 +103,9 @@ def read(path: str) -> np.ndarray:
 if __name__ == "__main__":
     try:
         files = [(read(path), path) for path in sys.argv[1:] or sys.exit(__doc__)]
+        _, measure, real = make_measure()
     except (gan.Refused, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
-    _, measure, real = make_measure()
     print(f"{HEAD} | of\n{' | '.join([*cells(real), 'real digits'])}", flush=True)
     for samples, path in files:
         print(" | ".join([*cells(measure(samples)), path]), flush=True)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+BARE = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
 rng = np.random.default_rng(0)
 centres = np.eye(4).repeat(4, 1) * 1.6 - 0.8  # in group i, row i is 0.8 and the rest -0.8
 images = mx.array(centres.repeat(640, 0) + rng.normal(0, 0.1, (2560, 16)), mx.float32)
@@ -30,5 +31,4 @@ def framework(state):
 if __name__ == "__main__":
     state = gan.init(0, pixels=16, hidden=(64, 64))
     print("this recipe:", shares(state, gan.make_step()))
-    bare = gan.make_step(lr=2e-4, beta1=0.5, r1=0, ema=0)
-    print("bare recipe:", shares(framework(state), bare))
+    print("bare recipe:", shares(framework(state), gan.make_step(**BARE)))

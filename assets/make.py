@@ -31,15 +31,14 @@ from assets import conditional, conv, groups
 
 ASSETS, RUNS, FASHION = Path("assets"), Path("runs"), "/usr/share/datasets/fashion-mnist"
 framework = lambda seed: groups.framework(gan.init(seed))
-BARE = {"lr": 2e-4, "beta1": 0.5, "r1": 0, "ema": 0}
 TRAININGS = {  # rows of the table: their options, where they are not the default and 10 epochs
     "this one": {},
     "without R1": {"r1": 0},
     "without the average": {"ema": 0},
     "with momentum": {"beta1": 0.5},
     "with the framework's variance": {"init": framework},
-    "bare": BARE | {"init": framework},
-    "bare with He initialisation": BARE,
+    "bare": groups.BARE | {"init": framework},
+    "bare with He initialisation": groups.BARE,
     "this one, 45 epochs": {"epochs": 45},
     "convolutional, 15 epochs": conv.OPTIONS,
     "Fashion-MNIST": {"epochs": 12},
