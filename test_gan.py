@@ -21,6 +21,7 @@ from unittest import mock
 
 # On NVIDIA's GPUs and Apple's M5, MLX multiplies float32 in TF32, unless this is set before.
 os.environ["MLX_ENABLE_TF32"] = "0"
+BEFORE = dict(os.environ)
 
 import gan  # isort: skip: before MLX, which multiplies with the BLAS that gan.py loads
 import mlx.core as mx
@@ -96,7 +97,6 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(tmp_path, run) -> Path:
-    """A folder with gan.py, its assets, data and a run."""
     for path in (HERE / "gan.py", HERE / "assets", run.parent / "data"):
         (tmp_path / path.name).symlink_to(path)
     return shutil.copytree(run, tmp_path / "out").parent
@@ -114,11 +114,12 @@ def test_importing(tmp_path, program, kernels):
     program = f"import os, ctypes; old = {{*os.environ}}; {program}; c = ctypes.CDLL(None); "
     program += "f = getattr(c, 'openblas_get_corename', lambda: 0); f.restype = ctypes.c_char_p; "
     program += "print(os.environ.get('OPENBLAS_CORETYPE'), f(), len({*os.environ} - old))"
-    env = {k: v for k, v in ENV.items() if k not in ("OPENBLAS_CORETYPE", "TMPDIR")}
-    done = python("-Bc", program, env=env | {"HOME": str(tmp_path), "PYTHONWARNINGS": ""})
+    env = BEFORE | {"HOME": str(tmp_path), "PYTHONPATH": str(HERE), "PYTHONWARNINGS": ""}
+    env = {name: x for name, x in env.items() if name not in ("OPENBLAS_CORETYPE", "TMPDIR")}
+    done = python("-Bc", program, env=env)
     assert ("libopenblas0" in done.stderr) == (LINUX and CPU and (not OPENBLAS or kernels == ""))
-    assert re.fullmatch(f"{kernels or None} .* {int(bool(kernels))}\n", done.stdout)
-    assert not list(tmp_path.iterdir())
+    said = re.fullmatch(f"{kernels or None} .* {int(bool(kernels))}\n", done.stdout)
+    assert said and not list(tmp_path.iterdir()), done.stdout
     if OPENBLAS and kernels != "" and "avx2" in Path("/proc/cpuinfo").read_text():
         assert re.search(f"b'({kernels or 'Haswell|SkylakeX'})'", done.stdout), done.stdout
 
@@ -226,7 +227,6 @@ def test_networks_that_draw_random_numbers(tmp_path, where, draws):
 
 
 def test_the_gan_alone(tmp_path, monkeypatch):
-    """What stands above the cut is a program, which takes the same steps."""
     text, _ = re.split("^#.*cut here.*$", TEXT, flags=re.MULTILINE)
     (tmp_path / "alone.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
